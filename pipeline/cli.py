@@ -1,0 +1,141 @@
+"""The command line. `make help` lists the targets that call it."""
+
+import argparse
+import errno
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from pipeline.engine import engine
+from pipeline.errors import PairmillError
+from pipeline.job import Job
+from pipeline.recipe import Recipe, load
+from pipeline.stages import STAGES, run_stage
+from pipeline.store.dataset import Dataset
+
+DEMO_PORT = 8765
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command; returns the exit status. What a user can cause ends in one message and no traceback."""
+    options = _parser().parse_args(arguments)
+    try:
+        options.run(options)
+    except PairmillError as error:
+        return _fail(str(error))
+    except KeyboardInterrupt:
+        return _fail("interrupted; what is done is kept: run it again to carry on", 130)
+    except OSError as error:
+        if error.errno is None:
+            raise
+        where = f"{error.filename}: " if error.filename else ""
+        remedy = "\n  -> make room, then run it again: what is done is kept" if error.errno == errno.ENOSPC else ""
+        return _fail(f"{where}{os.strerror(error.errno)}{remedy}")
+    return 0
+
+
+def _fail(message: str, status: int = 1) -> int:
+    print(f"error: {message}", file=sys.stderr)
+    return status
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="pairmill", description="From noisy web image-text pairs to pretrained vision-language models.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def command(name: str, run: Callable[[argparse.Namespace], None], help: str) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=help)
+        sub.set_defaults(run=run, command=name)
+        sub.add_argument("--data", type=Path, required=True, help="the dataset's folder")
+        return sub
+
+    def add_recipe(sub: argparse.ArgumentParser) -> None:
+        sub.add_argument("--recipe", type=Path, required=True)
+        sub.add_argument("--engine", default="local", help="local or ray")
+        sub.add_argument("--workers", type=int, help="worker processes; the recipe's [engine] workers otherwise")
+
+    for stage in STAGES:
+        sub = command(stage, _stage, f"run the stage {stage}")
+        add_recipe(sub)
+        sub.add_argument("--only", default="", help="names of extractors or runs, separated by commas; all otherwise")
+    demo = command("demo", _demo, "every stage on the Open Clip Art Library")
+    add_recipe(demo)
+    demo.add_argument("--port", type=int, default=DEMO_PORT, help="where the demo's web server listens on 127.0.0.1")
+    sql = command("sql", _sql, "ask the catalog")
+    sql.add_argument("query")
+    command("summary", _summary, "print the dataset's numbers and write summary.json")
+    return parser
+
+
+def _job(options: argparse.Namespace, stage: str, recipe: Recipe) -> Job:
+    workers = recipe.engine.workers if options.workers is None else options.workers
+    only = frozenset(filter(None, getattr(options, "only", "").split(",")))
+    names = {"extract": recipe.extract, "train": recipe.train, "evaluate": recipe.train}.get(stage, {})
+    for name in only:
+        if name not in names:
+            raise PairmillError(f"{stage}: the recipe has no {name!r}", f"it has {', '.join(names) or 'none'}")
+    return Job(stage, recipe, Dataset(options.data), engine(options.engine, workers), only)
+
+
+class _Locked:
+    """One process at a time works in a dataset's folder."""
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.folder, self.lock = folder, FileLock(folder / ".lock")
+
+    def __enter__(self) -> None:
+        try:
+            self.lock.acquire(timeout=0)
+        except Timeout:
+            raise PairmillError(f"another process is working in {self.folder}", "wait for it to end") from None
+
+    def __exit__(self, *_: object) -> None:
+        self.lock.release()
+
+
+def _stage(options: argparse.Namespace) -> None:
+    recipe = load(options.recipe)
+    with _Locked(options.data):
+        run_stage(_job(options, options.command, recipe))
+
+
+def _demo(options: argparse.Namespace) -> None:
+    from pipeline import download, summary
+    from pipeline.demo import openclipart
+    from pipeline.demo.server import Faults, serving
+
+    recipe = load(options.recipe)
+    with _Locked(options.data):
+        folder = Path("data/openclipart")
+        library = openclipart.get(folder)
+        openclipart.write_lists(library, folder, f"http://127.0.0.1:{options.port}")
+        for stage in STAGES:
+            job = _job(options, stage, recipe)
+            if stage == "download" and not download.is_current(job):
+                with serving(library.png, options.port, Faults()):
+                    run_stage(job)
+            else:
+                run_stage(job)
+        print("\n" + summary.table(summary.write(Dataset(options.data))))
+
+
+def _sql(options: argparse.Namespace) -> None:
+    from pipeline.catalog import query
+
+    query(options.data / "catalog.duckdb", options.query)
+
+
+def _summary(options: argparse.Namespace) -> None:
+    from pipeline import summary
+
+    dataset = Dataset(options.data)
+    dataset.pairs.manifest  # noqa: B018 - says that `ingest` must run first
+    print(summary.table(summary.write(dataset)))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

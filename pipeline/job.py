@@ -1,0 +1,62 @@
+"""What a stage is given: the recipe, the dataset, the engine, and a log beside the output."""
+
+import json
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+
+from pipeline.engine import Engine
+from pipeline.recipe import Recipe
+from pipeline.store.atomic import digest, write_json
+from pipeline.store.dataset import Dataset
+from pipeline.store.table import Table
+
+UP_TO_DATE = "up to date"
+
+
+@dataclass
+class Job:
+    """One call of one stage. A stage is a function `run(job) -> str`: its one-line summary, or `UP_TO_DATE`."""
+
+    stage: str
+    recipe: Recipe
+    dataset: Dataset
+    engine: Engine
+    only: frozenset[str] = field(default_factory=frozenset)
+    """Names of the extractors or runs that were asked for; empty for all of the recipe."""
+
+    def key(self, version: int, *parts: BaseModel | Table | str | float | dict[str, Any] | list[Any]) -> str:
+        """The stage's key: its code version, its own recipe sections and the digests of the tables that it reads."""
+        return digest(self.stage, version, [_part(part) for part in parts])
+
+    def log(self, event: str, **values: Any) -> None:
+        """Append an event to `logs/<stage>.jsonl`."""
+        folder = self.dataset.root / "logs"
+        folder.mkdir(parents=True, exist_ok=True)
+        with open(folder / f"{self.stage}.jsonl", "a") as file:
+            file.write(json.dumps({"time": round(time.time(), 3), "event": event, **values}, default=str) + "\n")
+
+    def selected(self, names: list[str]) -> list[str]:
+        """Those of the recipe's names that this call is about."""
+        return [name for name in names if not self.only or name in self.only]
+
+
+def _part(part: Any) -> Any:
+    if isinstance(part, BaseModel):
+        return part.model_dump(mode="json")
+    if isinstance(part, Table):
+        return part.manifest.digest
+    return part
+
+
+def is_stamped(path: Path, key: str) -> bool:
+    """Whether a single-file product (catalog, report) is there and was made under `key`."""
+    stamp = path.with_name(path.name + ".key.json")
+    return path.exists() and stamp.exists() and json.loads(stamp.read_text()).get("key") == key
+
+
+def stamp(path: Path, key: str, seconds: float) -> None:
+    write_json(path.with_name(path.name + ".key.json"), {"key": key, "seconds": round(seconds, 3)})

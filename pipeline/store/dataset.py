@@ -1,0 +1,60 @@
+"""A dataset: one folder, its tables, and SQL over all of them.
+
+    pairs/              the pairs, sorted by uid          verdicts/<stage>/   why pairs fell out
+    pairs/quarantine/   rows that could not be read       features/<name>/    one feature row an image
+    images/             WebDataset shards and metadata    runs/<name>/        one training each
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import duckdb
+
+from pipeline.errors import PairmillError
+from pipeline.store.table import Table
+from pipeline.store.views import create_views
+
+
+class Dataset:
+    """The folder that the stages fill. `root` need not exist yet."""
+
+    def __init__(self, root: Path | str) -> None:
+        self.root = Path(root)
+        self.pairs = Table(self.root / "pairs", "ingest")
+        self.quarantine = Table(self.root / "pairs" / "quarantine", "ingest")
+        self.screened = Table(self.root / "verdicts" / "screen", "screen")
+        self.images = Table(self.root / "images", "download")
+        self.filtered = Table(self.root / "verdicts" / "filter", "filter")
+        self.catalog = self.root / "catalog.duckdb"
+
+    def features(self, extractor: str) -> Table:
+        return Table(self.root / "features" / extractor, "extract")
+
+    def run(self, name: str) -> Table:
+        return Table(self.root / "runs" / name, "train")
+
+    def extractors(self) -> list[str]:
+        """Names of the extractors whose features are all there."""
+        return sorted(path.parent.name for path in self.root.glob("features/*/manifest.json"))
+
+    def runs(self) -> list[str]:
+        """Names of the finished trainings."""
+        return sorted(path.parent.name for path in self.root.glob("runs/*/manifest.json"))
+
+    @contextmanager
+    def connect(self, memory_limit: str = "4GB", threads: int | None = None) -> Iterator[duckdb.DuckDBPyConnection]:
+        """An in-memory DuckDB with this dataset's views (see `pipeline.store.views`); large work spills into the folder."""
+        connection = duckdb.connect()
+        try:
+            spill = self.root / ".tmp"
+            connection.execute("SET memory_limit = ?", [memory_limit])
+            connection.execute("SET temp_directory = ?", [str(spill)])
+            if threads:
+                connection.execute("SET threads = ?", [threads])
+            create_views(connection, self)
+            yield connection
+        except duckdb.OutOfMemoryException as error:
+            raise PairmillError(f"DuckDB ran out of memory or spill space: {error}", "raise [engine] memory_limit") from error
+        finally:
+            connection.close()

@@ -1,0 +1,33 @@
+"""Safe pieces of SQL: values, names and files from outside are quoted here and nowhere else."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import duckdb
+
+
+def literal(value: object) -> str:
+    """A string literal."""
+    return "'" + str(value).replace("'", "''") + "'"
+
+
+def identifier(column: str) -> str:
+    """A quoted column name."""
+    return '"' + column.replace('"', '""') + '"'
+
+
+def parquet(paths: Iterable[Path | str], options: str = "") -> str:
+    """A FROM item over Parquet files."""
+    return f"read_parquet([{', '.join(map(literal, paths))}]{options})"
+
+
+def write_parquet(connection: duckdb.DuckDBPyConnection, query: str, path: Path) -> None:
+    """Write a query's rows, in their order, to one Parquet file."""
+    connection.execute(f"COPY ({query}) TO {literal(path)} (FORMAT parquet, COMPRESSION zstd, ROW_GROUP_SIZE 122880)")
+
+
+def number(connection: duckdb.DuckDBPyConnection, query: str) -> int:
+    """The single whole number that a query gives."""
+    row: Any = connection.execute(query).fetchone()
+    return int(row[0])

@@ -1,0 +1,99 @@
+"""The SQL views over a dataset's Parquet files. Nothing is copied; a view exists once its stage has run.
+
+| view        | one row for                                   | columns                                                  |
+|-------------|-----------------------------------------------|----------------------------------------------------------|
+| pairs       | a (url, text) pair                            | uid, url, text, file, row                                |
+| quarantine  | an input row that could not be read           | file, row, reason, content                               |
+| repeated    | a further copy of a pair in the input         | uid, file, row                                           |
+| rules       | a rule of the recipe, in the order applied    | stage, rule, threshold, position                         |
+| images      | a url that was asked for                      | key, url, status, width, height, sha256, bytes, ...      |
+| verdicts    | a rule that a pair failed                     | uid, stage, rule, value                                  |
+| drops       | a pair that fell out, by the first rule       | uid, stage, rule, value                                  |
+| kept        | a pair that no rule dropped                   | uid, url, text, key, split                               |
+| contents    | an image file's content (copies share a row)  | sha256, key (of the first copy), split                   |
+| funnel      | a rule                                        | position, stage, rule, threshold, pairs (dropped first here), failing |
+"""
+
+from typing import TYPE_CHECKING
+
+import duckdb
+
+from pipeline.store.sql import parquet
+
+if TYPE_CHECKING:
+    from pipeline.store.dataset import Dataset
+
+# A split is a function of the image's bytes, so that no image and no copy of it stands in two splits.
+SPLIT_POSITION = "(('0x' || left(sha256, 8))::UBIGINT / 4294967296.0)"
+
+
+def create_views(connection: duckdb.DuckDBPyConnection, dataset: "Dataset") -> None:
+    """Create every view whose table is finished."""
+
+    def view(name: str, query: str) -> None:
+        connection.execute(f"CREATE OR REPLACE VIEW {name} AS {query}")
+
+    if not dataset.pairs.exists:
+        return
+    pair_files = dataset.pairs.paths(".parquet")
+    view("pairs", f"FROM {parquet([path for path in pair_files if not path.name.startswith('repeated')])}")
+    view("repeated", f"FROM {parquet([path for path in pair_files if path.name.startswith('repeated')])}")
+    view("quarantine", f"FROM {parquet(dataset.quarantine.paths('.parquet'))}")
+
+    verdicts = ["SELECT NULL::VARCHAR AS uid, NULL::VARCHAR AS stage, NULL::VARCHAR AS rule, NULL::DOUBLE AS value WHERE false"]
+    rules = ["('', '', 0.0::DOUBLE, -1)"]
+    if dataset.screened.exists:
+        verdicts.append(f"FROM {parquet(dataset.screened.paths('.parquet'))}")
+        rules += _rule_rows("screen", dataset.screened.manifest.info["rules"], 0)
+    if dataset.images.exists:
+        view("images", f"SELECT *, {_split(dataset)} AS split FROM {parquet(dataset.images.paths('.parquet'))}")
+        view("contents", "SELECT sha256, min(key) AS key, any_value(split) AS split FROM images WHERE status = 'ok' GROUP BY sha256")
+        verdicts.append(
+            "SELECT uid, 'download' AS stage, status AS rule, http_status::DOUBLE AS value "
+            "FROM pairs JOIN images USING (url) WHERE status <> 'ok'"
+        )
+        causes = connection.execute("SELECT DISTINCT status FROM images WHERE status <> 'ok' ORDER BY status").fetchall()
+        rules += _rule_rows("download", {cause: None for (cause,) in causes}, 100)
+    if dataset.filtered.exists:
+        verdicts.append(f"FROM {parquet(dataset.filtered.paths('.parquet'))}")
+        rules += _rule_rows("filter", dataset.filtered.manifest.info["rules"], 200)
+
+    view("rules", f"SELECT * FROM (VALUES {', '.join(rules)}) AS t(stage, rule, threshold, position) WHERE position >= 0")
+    view("verdicts", " UNION ALL ".join(verdicts))
+    view(
+        "drops",
+        "SELECT uid, arg_min(stage, position) AS stage, arg_min(rule, position) AS rule, arg_min(value, position) AS value "
+        "FROM verdicts JOIN rules USING (stage, rule) GROUP BY uid",
+    )
+    view(
+        "funnel",
+        """SELECT position, rules.stage, rules.rule, threshold, count(drops.uid) AS pairs,
+                  (SELECT count(*) FROM verdicts v WHERE v.stage = rules.stage AND v.rule = rules.rule) AS failing
+           FROM rules LEFT JOIN drops USING (stage, rule) GROUP BY ALL ORDER BY position""",
+    )
+    if dataset.images.exists:
+        view(
+            "kept",
+            "SELECT pairs.uid, pairs.url, pairs.text, contents.key, contents.split "
+            "FROM pairs JOIN images USING (url) JOIN contents USING (sha256) ANTI JOIN verdicts USING (uid)",
+        )
+    else:
+        view("kept", "SELECT uid, url, text FROM pairs ANTI JOIN verdicts USING (uid)")
+
+
+def _split(dataset: "Dataset") -> str:
+    """The SQL expression of an image's split, once `filter` has fixed the fractions."""
+    if not dataset.filtered.exists:
+        return "NULL::VARCHAR"
+    cases, upper = [], 0.0
+    for name, fraction in dataset.filtered.manifest.info["split"].items():
+        upper += fraction
+        cases.append(f"WHEN {SPLIT_POSITION} < {upper:.9f} THEN '{name}'")
+    return f"CASE WHEN sha256 IS NULL THEN NULL {' '.join(cases)} END"
+
+
+def _rule_rows(stage: str, thresholds: dict[str, float | None], first: int) -> list[str]:
+    return [
+        f"('{stage}', '{rule}', {'NULL' if threshold is None else float(threshold)}, {first + position})"
+        for position, (rule, threshold) in enumerate(thresholds.items())
+    ]

@@ -1,0 +1,122 @@
+"""The summary: every number of a dataset in one place, as JSON and as a table. Pairs in = kept + dropped + failed + quarantined."""
+
+import json
+from typing import Any
+
+from pipeline.store.atomic import write_json
+from pipeline.store.dataset import Dataset
+
+REPEATED = "repeated_pair"
+
+
+def collect(dataset: Dataset) -> dict[str, Any]:
+    """The numbers of all finished stages; a stage that has not run leaves its keys out.
+
+    `dropped` and `failed` count pairs, each at the first rule or cause that it met, so that
+    pairs_in = quarantined + sum(dropped) + sum(failed) + kept. `images_failed` counts the urls themselves.
+    """
+    summary: dict[str, Any] = {}
+    if not dataset.pairs.exists:
+        return summary
+    pairs = dataset.pairs.manifest
+    summary["pairs_in"] = dataset.quarantine.manifest.count("rows_in")
+    summary["quarantined"] = dataset.quarantine.manifest.count("quarantined")
+    with dataset.connect() as connection:
+        funnel = connection.execute("SELECT stage, rule, pairs FROM funnel ORDER BY position").fetchall()
+        dropped = {REPEATED: pairs.count("repeated")} | {rule: n for stage, rule, n in funnel if stage in ("screen", "filter")}
+        summary["dropped"] = dropped
+        (summary["kept"],) = connection.execute("SELECT count(*) FROM kept").fetchone() or (0,)
+        if dataset.images.exists:
+            counts = dataset.images.manifest.counts()
+            summary["images_requested"] = counts.get("requested", 0)
+            summary["downloaded"] = counts.get("ok", 0)
+            summary["failed"] = {rule: n for stage, rule, n in funnel if stage == "download"}
+            summary["images_failed"] = {name[7:]: n for name, n in counts.items() if name.startswith("failed/")}
+            (summary["images_kept"],) = connection.execute("SELECT count(DISTINCT key) FROM kept").fetchone() or (0,)
+    summary["features"] = {name: _features(dataset, name) for name in dataset.extractors()}
+    summary["seconds"] = _seconds(dataset)
+    summary["training"] = {
+        run: {name: dataset.run(run).manifest.info[name] for name in ("loss_first", "loss_last")} for run in dataset.runs()
+    }
+    summary["retrieval"] = {run: evaluation["retrieval"] for run, evaluation in _evaluations(dataset).items()}
+    report = dataset.root / "report" / "index.html"
+    summary["report"] = str(report) if report.exists() else None
+    summary["warnings"] = [
+        f"{name}: the detector is UNTRAINED, since no weights were found; its boxes and classes mean nothing"
+        for name, value in summary["features"].items()
+        if not value["trained"]
+    ]
+    return summary
+
+
+def is_balanced(summary: dict[str, Any]) -> bool:
+    """Whether every pair that came in is accounted for."""
+    fallen = sum(summary["dropped"].values()) + sum(summary.get("failed", {}).values())
+    return bool(summary["pairs_in"] == summary["quarantined"] + fallen + summary["kept"])
+
+
+def _features(dataset: Dataset, name: str) -> dict[str, Any]:
+    manifest = dataset.features(name).manifest
+    rows = manifest.count("rows")
+    size = sum(file.bytes for shard in manifest.shards for file in shard.files)
+    identity = manifest.info["identity"]
+    model = identity["model"] if identity["trained"] else f"{identity['model']}, untrained"
+    return {"rows": rows, "bytes_per_image": round(size / max(rows, 1)), "extractor": model, "trained": identity["trained"]}
+
+
+def _seconds(dataset: Dataset) -> dict[str, float]:
+    tables = {"ingest": [dataset.pairs], "screen": [dataset.screened], "download": [dataset.images], "filter": [dataset.filtered]}
+    seconds = {stage: max(t.manifest.seconds for t in there if t.exists) for stage, there in tables.items() if there[0].exists}
+    if dataset.extractors():  # one pass serves them all
+        seconds["extract"] = max(dataset.features(name).manifest.seconds for name in dataset.extractors())
+    if dataset.runs():
+        seconds["train"] = sum(dataset.run(name).manifest.seconds for name in dataset.runs())
+    evaluations = _evaluations(dataset)
+    if evaluations:
+        seconds["evaluate"] = sum(evaluation["seconds"] for evaluation in evaluations.values())
+    for stage, product in (("catalog", dataset.catalog), ("report", dataset.root / "report" / "index.html")):
+        stamp = product.with_name(product.name + ".key.json")
+        if stamp.exists():
+            seconds[stage] = json.loads(stamp.read_text())["seconds"]
+    return {stage: round(value, 2) for stage, value in seconds.items()}
+
+
+def _evaluations(dataset: Dataset) -> dict[str, Any]:
+    paths = {run: dataset.root / "runs" / run / "evaluation.json" for run in dataset.runs()}
+    return {run: json.loads(path.read_text()) for run, path in paths.items() if path.exists()}
+
+
+def write(dataset: Dataset) -> dict[str, Any]:
+    """Collect the summary and write `summary.json`, where it is not already there in these words."""
+    summary = collect(dataset)
+    path = dataset.root / "summary.json"
+    if not path.exists() or json.loads(path.read_text()) != summary:
+        write_json(path, summary)
+    return summary
+
+
+def table(summary: dict[str, Any]) -> str:
+    """The summary as lines of text."""
+    lines: list[tuple[str, str]] = [("pairs in", f"{summary['pairs_in']:,}")]
+    lines.append(("  quarantined", f"{summary['quarantined']:,}"))
+    lines += [(f"  dropped: {rule}", f"{n:,}") for rule, n in summary["dropped"].items()]
+    lines += [(f"  failed: {cause}", f"{n:,}") for cause, n in summary.get("failed", {}).items()]
+    lines.append(("  kept", f"{summary['kept']:,}" + ("" if is_balanced(summary) else "  DOES NOT ADD UP")))
+    if "downloaded" in summary:
+        failed = ", ".join(f"{cause} {n:,}" for cause, n in summary["images_failed"].items()) or "none"
+        lines.append(("images", f"{summary['images_requested']:,} requested, {summary['downloaded']:,} downloaded, failed: {failed}"))
+        lines.append(("  kept", f"{summary['images_kept']:,} (copies counted once)"))
+    for name, value in summary["features"].items():
+        size = f"{value['bytes_per_image']:,} bytes an image"
+        lines.append((f"features: {name}", f"{value['rows']:,} images, {size}, by {value['extractor']}"))
+    for run, value in summary["training"].items():
+        lines.append((f"training: {run}", f"loss {value['loss_first']:.3f} -> {value['loss_last']:.3f}"))
+    for run, value in summary["retrieval"].items():
+        t2i, i2t = (" / ".join(f"{100 * value[f'{way}_r{k}']:.1f}" for k in (1, 5, 10)) for way in ("t2i", "i2t"))
+        lines.append((f"retrieval: {run}", f"R@1/5/10 text->image {t2i} %, image->text {i2t} %, chance R@10 {100 * value['chance_r10']:.1f} %"))
+    lines.append(("seconds", ", ".join(f"{stage} {value:.1f}" for stage, value in summary["seconds"].items())))
+    if summary["report"]:
+        lines.append(("report", summary["report"]))
+    lines += [("WARNING", warning) for warning in summary["warnings"]]
+    width = max(len(name) for name, _ in lines) + 2
+    return "\n".join(f"{name:<{width}}{value}" for name, value in lines)
