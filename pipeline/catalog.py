@@ -1,4 +1,4 @@
-"""Stage `catalog`: `catalog.duckdb`, the views of `pipeline.store.views` over the dataset's Parquet files. Nothing is copied."""
+"""Stage `catalog`: `catalog.duckdb`, views over the dataset's Parquet files; nothing is copied."""
 
 import time
 from pathlib import Path

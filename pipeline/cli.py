@@ -43,7 +43,9 @@ def _fail(message: str, status: int = 1) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="pairmill", description="From noisy web image-text pairs to pretrained vision-language models.")
+    parser = argparse.ArgumentParser(
+        prog="pairmill", description="From noisy web image-text pairs to pretrained vision-language models."
+    )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     def command(name: str, run: Callable[[argparse.Namespace], None], help: str) -> argparse.ArgumentParser:
@@ -73,7 +75,7 @@ def _parser() -> argparse.ArgumentParser:
 def _job(options: argparse.Namespace, stage: str, recipe: Recipe) -> Job:
     workers = recipe.engine.workers if options.workers is None else options.workers
     only = frozenset(filter(None, getattr(options, "only", "").split(",")))
-    names = {"extract": recipe.extract, "train": recipe.train, "evaluate": recipe.train}.get(stage, {})
+    names = list(recipe.extract if stage == "extract" else recipe.train if stage in ("train", "evaluate") else ())
     for name in only:
         if name not in names:
             raise PairmillError(f"{stage}: the recipe has no {name!r}", f"it has {', '.join(names) or 'none'}")

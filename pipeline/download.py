@@ -76,14 +76,18 @@ def run(job: Job) -> str:
             if counts.get("requested", 0) != counts.get("ok", 0) + failed:
                 raise AssertionError(f"the account of download does not add up: {counts}")
             if counts.get("requested") and not counts.get("ok"):
-                causes = ", ".join(f"{name[7:]} {number}" for name, number in counts.items() if name.startswith("failed/"))
+                causes = ", ".join(
+                    f"{name[7:]} {number}" for name, number in counts.items() if name.startswith("failed/")
+                )
                 raise PairmillError(
                     f"none of the {counts['requested']:,} images could be had ({causes})",
                     "is the server up, and does [download] allow its scheme and host?",
                 )
 
         manifest = writing.commit(check=account)
-    return f"{manifest.count('requested'):,} urls = {manifest.count('ok'):,} downloaded + {_failures(manifest):,} failed"
+    return (
+        f"{manifest.count('requested'):,} urls = {manifest.count('ok'):,} downloaded + {_failures(manifest):,} failed"
+    )
 
 
 def _failures(manifest: Manifest) -> int:
@@ -97,8 +101,11 @@ def _write_lists(job: Job, folder: Path) -> dict[str, str]:
     settings = job.recipe.download.model_dump(mode="json", exclude={"threads"})
     with job.dataset.connect(job.recipe.engine.memory_limit, job.engine.workers) as connection:
         # Only what `screen` says counts here: verdicts of an earlier download or filter may still lie about.
-        connection.execute("CREATE OR REPLACE TEMP VIEW kept AS FROM pairs ANTI JOIN (FROM verdicts WHERE stage = 'screen') USING (uid)")
-        reader = connection.execute(_URLS).to_arrow_reader(job.recipe.download.images_per_shard)
+        connection.execute(
+            "CREATE OR REPLACE TEMP VIEW kept AS "
+            "FROM pairs ANTI JOIN (FROM verdicts WHERE stage = 'screen') USING (uid)"
+        )
+        reader: pa.RecordBatchReader = connection.execute(_URLS).to_arrow_reader(job.recipe.download.images_per_shard)
         for index, batch in enumerate(reader):
             name = f"{index:05d}"
             keys[name] = digest(VERSION, settings, batch.to_pydict())
@@ -213,4 +220,3 @@ class _ShardWriter:
             "bytes": fetched.bytes,
             **{name: meta[name] for name in taken},
         }
-

@@ -57,13 +57,13 @@ class LocalEngine:
     def map(self, function: Callable[[str], Result], tasks: Sequence[str], label: str) -> Iterator[Result]:
         tries = dict.fromkeys(tasks, 0)
         left = list(tasks)
-        with tqdm(total=len(tasks), desc=label, unit="shard", disable=not tasks) as bar:
+        with tqdm(total=len(tasks), desc=label, unit="shard", disable=None if tasks else True) as bar:
             while left:
                 pool = ProcessPoolExecutor(
                     min(self.workers, len(left)), multiprocessing.get_context("spawn"), initializer=_start_worker
                 )
                 try:
-                    # Only as many as there are workers are handed out, so that a lost worker costs no other shard a try.
+                    # Only as many as there are workers are out at once: a lost worker costs few others a try.
                     waiting = iter(list(left))
                     running: dict[Future[Result], str] = {}
                     for task in waiting:
@@ -115,7 +115,7 @@ def _start_worker() -> None:
 
 
 class RayEngine:
-    """Tasks on a Ray cluster: the one that RAY_ADDRESS names, or one started here. Folders must be shared by its nodes."""
+    """Tasks on a Ray cluster: that of RAY_ADDRESS, or one started here. Its nodes must share the folders."""
 
     def __init__(self, workers: int) -> None:
         self.workers = workers
@@ -128,11 +128,13 @@ class RayEngine:
     def map(self, function: Callable[[str], Result], tasks: Sequence[str], label: str) -> Iterator[Result]:
         ray = self.ray
         if not ray.is_initialized():
-            own_cluster = {} if os.environ.get("RAY_ADDRESS") else {"num_cpus": self.workers, "include_dashboard": False}
+            own_cluster = (
+                {} if os.environ.get("RAY_ADDRESS") else {"num_cpus": self.workers, "include_dashboard": False}
+            )
             ray.init(log_to_driver=False, logging_level="error", **own_cluster)
         remote = ray.remote(num_cpus=1, max_retries=RETRIES, retry_exceptions=False)(function)
         pending = {remote.remote(task): task for task in tasks}
-        with tqdm(total=len(tasks), desc=label, unit="shard", disable=not tasks) as bar:
+        with tqdm(total=len(tasks), desc=label, unit="shard", disable=None if tasks else True) as bar:
             try:
                 while pending:
                     (done, *_), _ = ray.wait(list(pending), num_returns=1)

@@ -67,7 +67,9 @@ def run(job: Job) -> str:
             for name, (shard, identity) in done.items():
                 writings[name].add(shard)
                 identities[name] = identity
-        return "; ".join(_commit(name, plans[name], writing, identities.get(name)) for name, writing in writings.items())
+        return "; ".join(
+            _commit(name, plans[name], writing, identities.get(name)) for name, writing in writings.items()
+        )
 
 
 def _kept_keys(job: Job) -> dict[str, list[str]]:
@@ -87,7 +89,8 @@ def _plan(
 ) -> Plan:
     images = {shard.name: shard.files[0].sha256 for shard in job.dataset.images.manifest.shards}
     shard_keys = {
-        shard: digest(VERSION, section.model_dump(), weights.sha256, images[shard], keys) for shard, keys in keys_by_shard.items()
+        shard: digest(VERSION, section.model_dump(), weights.sha256, images[shard], keys)
+        for shard, keys in keys_by_shard.items()
     }
     return Plan(section, weights, job.dataset.features(name).folder, shard_keys)
 
@@ -181,5 +184,3 @@ def _commit(name: str, plan: Plan, writing: Writing, identity: dict[str, Any] | 
     manifest = writing.commit({"identity": identity})
     note = "" if identity["trained"] else " (UNTRAINED detector: no weights were found)"
     return f"{name}: {manifest.count('rows'):,} images{note}"
-
-

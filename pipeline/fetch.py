@@ -1,8 +1,8 @@
 """The guarded fetch: what the open web may and may not do to us. It takes the place of img2dataset's own fetch.
 
-Only the schemes and hosts that the recipe allows, at every redirect; addresses are checked when the socket is opened, so
-that a name cannot point elsewhere a moment later; one deadline for the whole answer; a cap on bytes while they arrive
-and on pixels before any decode; another try only where it can help.
+Only the schemes and hosts that the recipe allows, at every redirect; addresses are checked when the socket is opened,
+so that a name cannot point elsewhere a moment later; one deadline for the whole answer; a cap on bytes while they
+arrive and on pixels before any decode; another try only where it can help.
 """
 
 import io
@@ -30,8 +30,8 @@ UNREACHABLE = frozenset({"dns", "connect", "timeout"})
 class Fetched:
     """What became of one url. `status` is "ok" or the cause of the failure, out of a closed list:
 
-    bad_url, scheme, private_host, dns, connect, tls, timeout, redirects, http_<code>, interrupted, max_bytes, not_image,
-    max_pixels, and (set by the resizer) undecodable.
+    bad_url, scheme, private_host, dns, connect, tls, timeout, redirects, http_<code>, interrupted, max_bytes,
+    not_image, max_pixels, and (set by the resizer) undecodable.
     """
 
     status: str
@@ -43,7 +43,7 @@ class Fetched:
     attempts: int = 1
 
 
-class _Refused(Exception):
+class _RefusedError(Exception):
     """The answer is not wanted; `cause` is its Fetched.status."""
 
     def __init__(self, cause: str) -> None:
@@ -89,7 +89,7 @@ class Fetcher:
             result.content = self._read(url, result)
             result.bytes = len(result.content)
             _check_image(result.content, self.settings.max_megapixels)
-        except _Refused as refused:
+        except _RefusedError as refused:
             result.status = refused.cause
         except httpx.HTTPError as error:
             result.status = _cause(error)
@@ -104,9 +104,9 @@ class Fetcher:
             result.final_url = url
             target = httpx.URL(url)
             if target.scheme not in self.settings.schemes:
-                raise _Refused("scheme")
+                raise _RefusedError("scheme")
             if not target.host:
-                raise _Refused("bad_url")
+                raise _RefusedError("bad_url")
             with self._client.stream("GET", target) as response:
                 result.http_status = response.status_code
                 result.content_type = response.headers.get("content-type")
@@ -114,18 +114,18 @@ class Fetcher:
                     url = str(target.join(response.headers.get("location", "")))
                     continue
                 if response.status_code != 200:
-                    raise _Refused(f"http_{response.status_code}")
+                    raise _RefusedError(f"http_{response.status_code}")
                 return self._body(response)
-        raise _Refused("redirects")
+        raise _RefusedError("redirects")
 
     def _body(self, response: httpx.Response) -> bytes:
         content = bytearray()
         if _announced(response) > self.settings.max_bytes:
-            raise _Refused("max_bytes")
+            raise _RefusedError("max_bytes")
         for chunk in response.iter_raw():
             content += chunk
             if len(content) > self.settings.max_bytes:
-                raise _Refused("max_bytes")
+                raise _RefusedError("max_bytes")
         return bytes(content)
 
 
@@ -141,18 +141,18 @@ def _check_image(content: bytes, max_megapixels: float) -> None:
         with Image.open(io.BytesIO(content), formats=FORMATS) as image:
             width, height = image.size
     except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:
-        raise _Refused("not_image") from error
+        raise _RefusedError("not_image") from error
     if width * height > max_megapixels * 1e6:
-        raise _Refused("max_pixels")
+        raise _RefusedError("max_pixels")
 
 
 def _cause(error: httpx.HTTPError) -> str:
     """The closed list's name for a transport error."""
     inner: BaseException | None = error
     while inner is not None:
-        if isinstance(inner, _PrivateHost):
+        if isinstance(inner, _PrivateHostError):
             return "private_host"
-        if isinstance(inner, _UnknownHost):
+        if isinstance(inner, _UnknownHostError):
             return "dns"
         if isinstance(inner, ssl.SSLError):
             return "tls"
@@ -166,11 +166,11 @@ def _cause(error: httpx.HTTPError) -> str:
     return "interrupted"
 
 
-class _PrivateHost(httpcore.ConnectError):
+class _PrivateHostError(httpcore.ConnectError):
     """The address is not on the public internet, and the recipe does not allow the host."""
 
 
-class _UnknownHost(httpcore.ConnectError):
+class _UnknownHostError(httpcore.ConnectError):
     """The name does not resolve."""
 
 
@@ -197,7 +197,7 @@ class _GuardedBackend(httpcore.NetworkBackend):
         local_address: str | None = None,
         socket_options: Any = None,
     ) -> httpcore.NetworkStream:
-        last: Exception = _UnknownHost(f"{host} has no address")
+        last: Exception = _UnknownHostError(f"{host} has no address")
         for address in self._addresses(host, port):
             try:
                 left = _time_left(self.deadline, timeout, httpcore.ConnectTimeout)
@@ -213,13 +213,13 @@ class _GuardedBackend(httpcore.NetworkBackend):
         try:
             found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
         except (OSError, UnicodeError) as error:
-            raise _UnknownHost(str(error)) from error
+            raise _UnknownHostError(str(error)) from error
         addresses = list(dict.fromkeys(str(entry[4][0]) for entry in found))
         if host.lower() in self.allow_hosts:
             return addresses
         public = [address for address in addresses if is_public(address)]
         if not public:
-            raise _PrivateHost(host)
+            raise _PrivateHostError(host)
         return public
 
 

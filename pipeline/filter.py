@@ -1,6 +1,6 @@
 """Stage `filter`: the rules that need the image, over the metadata that the download wrote -> `verdicts/filter`.
 
-No image is read and nothing is fetched: another threshold costs one SQL query. The split of the images is fixed here too.
+No image is read and nothing is fetched: another threshold costs one SQL query. The split of the images is fixed here.
 """
 
 from pipeline.job import UP_TO_DATE, Job
@@ -29,4 +29,6 @@ def run(job: Job) -> str:
         connection.execute(_SIGNALS)
         info = {"split": split.model_dump()}
         manifest = write_verdicts(job.dataset.filtered, key, "filter", rules, connection, job.dataset.pairs, info)
-    return f"{manifest.count('pairs'):,} pairs = {manifest.count('kept'):,} kept + {manifest.count('dropped'):,} dropped"
+    return (
+        f"{manifest.count('pairs'):,} pairs = {manifest.count('kept'):,} kept + {manifest.count('dropped'):,} dropped"
+    )

@@ -108,7 +108,9 @@ def _sources(section: Ingest) -> list[Source]:
                 raise PairmillError(f"the list {name} is a folder", f"name its files: {name}/*.parquet")
             if not name.endswith((".csv", ".parquet")):
                 raise PairmillError(f"{name} is neither .csv nor .parquet", "convert it, or correct [ingest] inputs")
-            sources.append(Source(name, info["size"], str(info.get("mtime") or info.get("ETag") or info.get("LastModified"))))
+            sources.append(
+                Source(name, info["size"], str(info.get("mtime") or info.get("ETag") or info.get("LastModified")))
+            )
     return sources
 
 
@@ -136,7 +138,9 @@ def _read_file(
         except duckdb.OutOfMemoryException:
             raise
         except duckdb.Error as error:
-            raise PairmillError(f"cannot read the list {path}: {_first_line(error)}", "repair it or leave it out") from None
+            raise PairmillError(
+                f"cannot read the list {path}: {_first_line(error)}", "repair it or leave it out"
+            ) from None
         bucket = f"(('0x' || left(uid, 4))::UINTEGER * {section.shards}) // 65536"
         connection.execute(
             f"COPY (SELECT * EXCLUDE (reason), {bucket} AS bucket FROM normalised WHERE reason IS NULL) "
@@ -168,7 +172,9 @@ def _scan(connection: duckdb.DuckDBPyConnection, path: str, section: Ingest) -> 
     for wanted in (section.url_column, section.text_column):
         if wanted not in columns:
             there = ", ".join(columns)
-            raise PairmillError(f"{path} has no column {wanted!r}; it has {there}", "set url_column and text_column in [ingest]")
+            raise PairmillError(
+                f"{path} has no column {wanted!r}; it has {there}", "set url_column and text_column in [ingest]"
+            )
     others = [column for column in columns if column not in (section.url_column, section.text_column)]
     lowered = [column.lower() for column in others]
     if len({*lowered, *OWN_COLUMNS}) < len(lowered) + len(OWN_COLUMNS):
@@ -200,7 +206,8 @@ def _normalised(path: str) -> str:
             CASE WHEN coalesce(url, '') = '' THEN 'no url'
                  WHEN coalesce(text, '') = '' THEN 'no text'
                  WHEN regexp_matches(url, '[\x00-\x20\x7f]') THEN 'blank or control character in the url'
-                 WHEN length(text) > {MAX_TEXT_CHARACTERS} THEN 'text over {MAX_TEXT_CHARACTERS} characters' END AS reason
+                 WHEN length(text) > {MAX_TEXT_CHARACTERS} THEN 'text over {MAX_TEXT_CHARACTERS} characters'
+            END AS reason
         FROM cleaned;
         INSERT INTO bad SELECT file, row, reason, left(concat_ws(' | ', url, text), 500)
         FROM normalised WHERE reason IS NOT NULL"""
@@ -226,7 +233,8 @@ def _write_bucket(name: str, *, keys: dict[str, str], staging: Path, folder: Pat
             connection.execute(
                 "CREATE TEMP TABLE rows AS "
                 "SELECT * EXCLUDE (bucket), row_number() OVER (PARTITION BY uid ORDER BY file, row) AS copy FROM "
-                f"read_parquet({literal(staging / '*/bucket=*/*.parquet')}, union_by_name = true, hive_partitioning = true) "
+                f"read_parquet({literal(staging / '*/bucket=*/*.parquet')}, union_by_name = true, "
+                "hive_partitioning = true) "
                 f"WHERE bucket = {int(name)}"
             )
         except duckdb.IOException:

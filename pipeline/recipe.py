@@ -1,4 +1,7 @@
-"""The recipe: one TOML file, parsed strictly. A key that is not here is an error that names the file, the key and what is allowed."""
+"""The recipe: one TOML file, parsed strictly.
+
+A key that is not here is an error that names the file, the key and what is allowed.
+"""
 
 import tomllib
 from collections.abc import Mapping
@@ -164,7 +167,9 @@ class Recipe(Section):
     def _features_exist(self) -> "Recipe":
         for run, model in self.train.items():
             if self.extract and model.features not in self.extract:
-                raise ValueError(f"train.{run}: features {model.features!r} is no extractor; [extract] has {', '.join(self.extract)}")
+                raise ValueError(
+                    f"train.{run}: features {model.features!r} is no extractor; [extract] has {', '.join(self.extract)}"
+                )
         return self
 
 
@@ -180,7 +185,9 @@ def load(path: Path | str) -> Recipe:
         said = problem["msg"].removeprefix("Value error, ")
         if problem["type"] == "extra_forbidden":
             said = f"unknown key; allowed here: {', '.join(_allowed(values, problem['loc']))}"
-        raise PairmillError(f"{path}: {key or 'recipe'}: {said}", "correct the recipe; the keys are described in pipeline/recipe.py") from None
+        raise PairmillError(
+            f"{path}: {key or 'recipe'}: {said}", "correct the recipe; the keys are described in pipeline/recipe.py"
+        ) from None
 
 
 def _merged(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
@@ -190,7 +197,9 @@ def _merged(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
     try:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise PairmillError(f"cannot read the recipe {path}: {error.strerror}", "name one with RECIPE=recipes/....toml") from None
+        raise PairmillError(
+            f"cannot read the recipe {path}: {error.strerror}", "name one with RECIPE=recipes/....toml"
+        ) from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise PairmillError(f"{path} is not TOML: {error}", "correct that line") from None
     base = values.pop("extends", None)

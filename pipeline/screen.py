@@ -28,8 +28,11 @@ CREATE TEMP TABLE occurrences AS
     FROM texts WHERE n > 1;
 CREATE TEMP TABLE ngrams AS SELECT ngram, sum(images_per_text) AS frequency FROM occurrences GROUP BY ngram;
 CREATE TEMP TABLE ranks AS
-    SELECT frequency, 1 + coalesce(sum(count(*)) OVER (ORDER BY frequency DESC ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING), 0)
-        AS rank FROM ngrams GROUP BY frequency;
+    SELECT frequency,
+        1 + coalesce(sum(count(*)) OVER (
+            ORDER BY frequency DESC ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING
+        ), 0) AS rank
+    FROM ngrams GROUP BY frequency;
 CREATE TEMP TABLE rarest AS
     SELECT text, min(frequency) AS frequency FROM occurrences JOIN ngrams USING (ngram) GROUP BY text"""
 
@@ -47,7 +50,9 @@ def run(job: Job) -> str:
     with job.dataset.connect(job.recipe.engine.memory_limit, job.engine.workers) as connection:
         _make_signals(connection, needs_ngrams="vocabulary" in rules)
         manifest = write_verdicts(job.dataset.screened, key, "screen", rules, connection, job.dataset.pairs)
-    return f"{manifest.count('pairs'):,} pairs = {manifest.count('kept'):,} kept + {manifest.count('dropped'):,} dropped"
+    return (
+        f"{manifest.count('pairs'):,} pairs = {manifest.count('kept'):,} kept + {manifest.count('dropped'):,} dropped"
+    )
 
 
 def _make_signals(connection: duckdb.DuckDBPyConnection, needs_ngrams: bool) -> None:

@@ -1,4 +1,7 @@
-"""The summary: every number of a dataset in one place, as JSON and as a table. Pairs in = kept + dropped + failed + quarantined."""
+"""The summary: every number of a dataset in one place, as JSON and as a table.
+
+Pairs in = kept + dropped + failed + quarantined.
+"""
 
 import json
 from typing import Any
@@ -23,7 +26,9 @@ def collect(dataset: Dataset) -> dict[str, Any]:
     summary["quarantined"] = dataset.quarantine.manifest.count("quarantined")
     with dataset.connect() as connection:
         funnel = connection.execute("SELECT stage, rule, pairs FROM funnel ORDER BY position").fetchall()
-        dropped = {REPEATED: pairs.count("repeated")} | {rule: n for stage, rule, n in funnel if stage in ("screen", "filter")}
+        dropped = {REPEATED: pairs.count("repeated")} | {
+            rule: n for stage, rule, n in funnel if stage in ("screen", "filter")
+        }
         summary["dropped"] = dropped
         (summary["kept"],) = connection.execute("SELECT count(*) FROM kept").fetchone() or (0,)
         if dataset.images.exists:
@@ -36,7 +41,8 @@ def collect(dataset: Dataset) -> dict[str, Any]:
     summary["features"] = {name: _features(dataset, name) for name in dataset.extractors()}
     summary["seconds"] = _seconds(dataset)
     summary["training"] = {
-        run: {name: dataset.run(run).manifest.info[name] for name in ("loss_first", "loss_last")} for run in dataset.runs()
+        run: {name: dataset.run(run).manifest.info[name] for name in ("loss_first", "loss_last")}
+        for run in dataset.runs()
     }
     summary["retrieval"] = {run: evaluation["retrieval"] for run, evaluation in _evaluations(dataset).items()}
     report = dataset.root / "report" / "index.html"
@@ -61,12 +67,24 @@ def _features(dataset: Dataset, name: str) -> dict[str, Any]:
     size = sum(file.bytes for shard in manifest.shards for file in shard.files)
     identity = manifest.info["identity"]
     model = identity["model"] if identity["trained"] else f"{identity['model']}, untrained"
-    return {"rows": rows, "bytes_per_image": round(size / max(rows, 1)), "extractor": model, "trained": identity["trained"]}
+    return {
+        "rows": rows,
+        "bytes_per_image": round(size / max(rows, 1)),
+        "extractor": model,
+        "trained": identity["trained"],
+    }
 
 
 def _seconds(dataset: Dataset) -> dict[str, float]:
-    tables = {"ingest": [dataset.pairs], "screen": [dataset.screened], "download": [dataset.images], "filter": [dataset.filtered]}
-    seconds = {stage: max(t.manifest.seconds for t in there if t.exists) for stage, there in tables.items() if there[0].exists}
+    tables = {
+        "ingest": [dataset.pairs],
+        "screen": [dataset.screened],
+        "download": [dataset.images],
+        "filter": [dataset.filtered],
+    }
+    seconds = {
+        stage: max(t.manifest.seconds for t in there if t.exists) for stage, there in tables.items() if there[0].exists
+    }
     if dataset.extractors():  # one pass serves them all
         seconds["extract"] = max(dataset.features(name).manifest.seconds for name in dataset.extractors())
     if dataset.runs():
@@ -104,7 +122,12 @@ def table(summary: dict[str, Any]) -> str:
     lines.append(("  kept", f"{summary['kept']:,}" + ("" if is_balanced(summary) else "  DOES NOT ADD UP")))
     if "downloaded" in summary:
         failed = ", ".join(f"{cause} {n:,}" for cause, n in summary["images_failed"].items()) or "none"
-        lines.append(("images", f"{summary['images_requested']:,} requested, {summary['downloaded']:,} downloaded, failed: {failed}"))
+        lines.append(
+            (
+                "images",
+                f"{summary['images_requested']:,} requested, {summary['downloaded']:,} downloaded, failed: {failed}",
+            )
+        )
         lines.append(("  kept", f"{summary['images_kept']:,} (copies counted once)"))
     for name, value in summary["features"].items():
         size = f"{value['bytes_per_image']:,} bytes an image"
@@ -113,7 +136,12 @@ def table(summary: dict[str, Any]) -> str:
         lines.append((f"training: {run}", f"loss {value['loss_first']:.3f} -> {value['loss_last']:.3f}"))
     for run, value in summary["retrieval"].items():
         t2i, i2t = (" / ".join(f"{100 * value[f'{way}_r{k}']:.1f}" for k in (1, 5, 10)) for way in ("t2i", "i2t"))
-        lines.append((f"retrieval: {run}", f"R@1/5/10 text->image {t2i} %, image->text {i2t} %, chance R@10 {100 * value['chance_r10']:.1f} %"))
+        lines.append(
+            (
+                f"retrieval: {run}",
+                f"R@1/5/10 text->image {t2i} %, image->text {i2t} %, chance R@10 {100 * value['chance_r10']:.1f} %",
+            )
+        )
     lines.append(("seconds", ", ".join(f"{stage} {value:.1f}" for stage, value in summary["seconds"].items())))
     if summary["report"]:
         lines.append(("report", summary["report"]))

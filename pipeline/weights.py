@@ -31,7 +31,7 @@ def weights_folder() -> Path:
 
 
 def find(section: Region | Grid | Pixel) -> Weights:
-    """The weights that are on this machine. A detector that is nowhere is untrained; a grid model's absence is an error."""
+    """The weights that are on this machine. A detector without is untrained; a grid model without is an error."""
     if isinstance(section, Pixel):
         return Weights(None, "none")
     if isinstance(section, Region):
@@ -47,9 +47,13 @@ def _grid_weights(section: Grid) -> Path:
         package = section.weights.removeprefix("package:")
         spec = importlib.util.find_spec(package)
         folders = [Path(folder) for folder in (spec.submodule_search_locations or ())] if spec else []
-        files = sorted(path for folder in folders for path in folder.rglob("*") if path.suffix in (".pth", ".pt", ".safetensors"))
+        files = sorted(
+            path for folder in folders for path in folder.rglob("*") if path.suffix in (".pth", ".pt", ".safetensors")
+        )
         if len(files) != 1:
-            raise PairmillError(f"the package {package} holds {len(files)} weight files, not one", "install it, or name a path")
+            raise PairmillError(
+                f"the package {package} holds {len(files)} weight files, not one", "install it, or name a path"
+            )
         return files[0]
     for place in (Path(section.weights), weights_folder() / section.weights):
         if place.is_file():
@@ -58,7 +62,7 @@ def _grid_weights(section: Grid) -> Path:
 
 
 def download(section: Region) -> Weights:
-    """Let ultralytics download the first of the detector's weights that it publishes; untrained where there is no network."""
+    """Let ultralytics download the first of the detector's weights that it publishes; untrained without a network."""
     if not _online():
         return Weights(None, UNTRAINED)
     from pipeline.extractors.region import import_ultralytics

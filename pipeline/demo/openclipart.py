@@ -1,4 +1,4 @@
-"""The Open Clip Art Library 0.18 as Debian packages it (public domain): pictures, and what their uploaders wrote about them."""
+"""The Open Clip Art Library 0.18 as Debian packages it (public domain): pictures and their uploaders' words."""
 
 import csv
 import os
@@ -69,7 +69,12 @@ def _deb(folder: Path, package: str) -> Path:
     arriving = folder / "arriving"
     shutil.rmtree(arriving, ignore_errors=True)
     arriving.mkdir()
-    _run(["apt-get", "-o", "APT::Sandbox::User=root", "download", package], f"cannot download {package}", way_out, arriving)
+    _run(
+        ["apt-get", "-o", "APT::Sandbox::User=root", "download", package],
+        f"cannot download {package}",
+        way_out,
+        arriving,
+    )
     (arrived,) = arriving.glob("*.deb")
     target = folder / arrived.name.replace("%3a", "-")
     arrived.rename(target)
@@ -79,15 +84,19 @@ def _deb(folder: Path, package: str) -> Path:
 
 def _run(command: list[str], what: str, remedy: str, folder: Path | None = None) -> None:
     print("+", " ".join(command), flush=True)
-    done = subprocess.run(command, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, check=False)
+    done = subprocess.run(
+        command, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, check=False
+    )
     if done.returncode:
-        raise PairmillError(f"{what}: {done.stderr.strip().splitlines()[-1] if done.stderr.strip() else done.returncode}", remedy)
+        raise PairmillError(
+            f"{what}: {done.stderr.strip().splitlines()[-1] if done.stderr.strip() else done.returncode}", remedy
+        )
 
 
 def alt_texts(library: Library) -> Iterator[AltText]:
     """Every non-empty title, description and keyword list (joined by ", ") of every picture, in order of names."""
     names = sorted(str(path.relative_to(library.png)) for path in library.png.rglob("*.png"))
-    for name in tqdm(names, desc="reading the uploaders' texts", unit="svg"):
+    for name in tqdm(names, desc="reading the uploaders' texts", unit="svg", disable=None):
         tree = ET.parse(library.svg / Path(name).with_suffix(".svg"))
         title, description = (_first_text(tree, field) for field in ("title", "description"))
         bags = (item for subject in tree.iter(f"{_DC}subject") for item in subject.iter(f"{_RDF}li"))
@@ -102,7 +111,7 @@ def _first_text(tree: "ET.ElementTree[ET.Element]", field: str) -> str:
 
 
 def write_lists(library: Library, folder: Path, base_url: str) -> None:
-    """Write the URL lists that the recipe ingests: titles and descriptions as CSV, keywords as Parquet. Once a base url."""
+    """Write the URL lists that the recipe ingests, once a base url: titles, descriptions (CSV), keywords (Parquet)."""
     stamp = folder / "lists.base_url"
     if stamp.exists() and stamp.read_text() == base_url:
         return

@@ -1,5 +1,6 @@
 """The demo's web: a real HTTP server on loopback that, like the web, has lost some files and is slow with others."""
 
+import contextlib
 import hashlib
 import threading
 import time
@@ -62,15 +63,15 @@ def serving(folder: Path, port: int, faults: Faults) -> Iterator[str]:
             pass
 
         def handle(self) -> None:
-            try:
+            with contextlib.suppress(ConnectionError):  # the client may lose its patience
                 super().handle()
-            except ConnectionError:
-                pass  # the client has lost its patience
 
     try:
         server = _Server(("127.0.0.1", port), Handler)
     except OSError as error:
-        raise PairmillError(f"port {port} on 127.0.0.1 cannot be used: {error.strerror}", "choose another: make demo PORT=8766") from None
+        raise PairmillError(
+            f"port {port} on 127.0.0.1 cannot be used: {error.strerror}", "choose another: make demo PORT=8766"
+        ) from None
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     try:

@@ -1,4 +1,7 @@
-"""The extractors by kind. To add one: a module with a class like those here, its section in `pipeline.recipe`, a row in `BUILDERS`."""
+"""The extractors by kind.
+
+To add one: a module with a class like those here, its section in `pipeline.recipe`, a row in `BUILDERS`.
+"""
 
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol

@@ -17,7 +17,7 @@ from pipeline.weights import Weights
 
 
 class GridExtractor:
-    """`features`: (cells * cells, channels) in row order. The image is resized to a square, so nothing is cropped away."""
+    """`features`: (cells * cells, channels) in row order. The image is resized to a square: nothing is cropped."""
 
     def __init__(self, section: Grid, weights: Weights) -> None:
         self.section = section
@@ -28,12 +28,17 @@ class GridExtractor:
             raise PairmillError(f"timm has no model {section.model!r}: {error}", "see timm.list_models()") from None
         assert weights.path is not None
         load_in_order(model, weights.path)
-        self.model = model.to(self.device).eval()
-        mean, std = model.pretrained_cfg["mean"], model.pretrained_cfg["std"]
+        self.model: Any = model.to(self.device).eval()
+        configuration = self.model.pretrained_cfg
+        mean, std = configuration["mean"], configuration["std"]
         self._mean = torch.tensor(mean, device=self.device).view(1, 3, 1, 1) * 255
         self._std = torch.tensor(std, device=self.device).view(1, 3, 1, 1) * 255
-        self.identity: dict[str, Any] = {"model": section.model, "trained": True, "grid": [section.cells, section.cells]}
-        channels = int(model.num_features)
+        self.identity: dict[str, Any] = {
+            "model": section.model,
+            "trained": True,
+            "grid": [section.cells, section.cells],
+        }
+        channels = int(self.model.num_features)
         self.columns = {"features": Column("float16", (channels,), tensor=True)}
 
     @torch.inference_mode()
@@ -63,6 +68,8 @@ def load_in_order(model: torch.nn.Module, path: Path) -> None:
         wanted = [name for name in own if not name.endswith("num_batches_tracked")]
         given = [value for name, value in state.items() if not name.endswith("num_batches_tracked")]
         if [own[name].shape for name in wanted] != [value.shape for value in given]:
-            raise PairmillError(f"{path} does not fit the model: other tensors, or in another order", "correct [extract] weights")
+            raise PairmillError(
+                f"{path} does not fit the model: other tensors, or in another order", "correct [extract] weights"
+            )
         state = dict(zip(wanted, given, strict=True))
     model.load_state_dict(state, strict=False)

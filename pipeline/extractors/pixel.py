@@ -13,7 +13,7 @@ from pipeline.store.features import Column
 class PixelExtractor:
     """`features`: (rows * columns, patch * patch * 3) uint8, RGB; `positions`: (rows * columns, 2), row and column.
 
-    The longer side becomes `image_size`, the shorter keeps the ratio and is rounded to whole patches (ViLT, section 4.2).
+    The longer side becomes `image_size`; the shorter keeps the ratio, rounded to whole patches (ViLT, section 4.2).
     """
 
     def __init__(self, section: Pixel) -> None:

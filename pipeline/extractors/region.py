@@ -1,4 +1,4 @@
-"""Region features: a detector's boxes and class distributions, with features pooled from its neck (bottom-up attention's recipe)."""
+"""Region features: a detector's boxes and class distributions, with features pooled from its neck."""
 
 import os
 from collections.abc import Sequence
@@ -28,6 +28,7 @@ def import_ultralytics() -> ModuleType:
     os.environ.setdefault("YOLO_OFFLINE", "true")
     os.environ.setdefault("YOLO_VERBOSE", "false")
     import ultralytics
+
     return ultralytics
 
 
@@ -35,9 +36,9 @@ class RegionExtractor:
     """Boxes (n x 4: x1 y1 x2 y2 in [0, 1]), the first of them the whole image, then the detector's best.
 
     After class-wise suppression come the boxes over the confidence threshold, at most `max_boxes` and at least
-    `min_boxes` in all: where too few pass, the next best fill up. `topk_values` is the class scores divided by their sum
-    (a YOLO head scores each class by itself), cut to the k largest; the whole image has no class and a row of zeros.
-    `features` are RoIAligned from every level of the neck and concatenated.
+    `min_boxes` in all: where too few pass, the next best fill up. `topk_values` is the class scores divided by their
+    sum (a YOLO head scores each class by itself), cut to the k largest; the whole image has no class and zeros
+    there. `features` are RoIAligned from every level of the neck and concatenated.
     """
 
     def __init__(self, section: Region, weights: Weights) -> None:
@@ -83,7 +84,9 @@ class RegionExtractor:
             batch[position, : shape[0], : shape[1]] = cv2.resize(image, shape[::-1], interpolation=cv2.INTER_LINEAR)
             shapes.append(shape)
         tensor = torch.from_numpy(batch).to(self.device).permute(0, 3, 1, 2).float() / 255
-        predictions = self.model(tensor)[0]
+        predictions = self.model(tensor)
+        while not isinstance(predictions, torch.Tensor):
+            predictions = predictions[0]  # a segmentation head wraps the boxes once more, with its masks
         return [self._rows(predictions[position], position, shape) for position, shape in enumerate(shapes)]
 
     def _rows(self, prediction: torch.Tensor, image: int, shape: tuple[int, int]) -> dict[str, np.ndarray]:
@@ -145,10 +148,45 @@ def _load(section: Region, weights: Weights) -> Any:
         try:
             model, _ = load_checkpoint(str(weights.path))
         except Exception as error:
-            raise PairmillError(f"cannot load the detector {weights.path}: {error}", "is it an ultralytics .pt file?") from error
+            raise PairmillError(
+                f"cannot load the detector {weights.path}: {error}", "is it an ultralytics .pt file?"
+            ) from error
         if not hasattr(model.model[-1], "nc"):
             raise PairmillError(f"{weights.path} is no detector", "name a detection or segmentation model")
         return model.float()
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        return DetectionModel(_architecture(section), verbose=False)
+        model = DetectionModel(_architecture(section), verbose=False)
+        _settle(model)
+        return model
+
+
+def _settle(model: torch.nn.Module) -> None:
+    """Set an untrained network's normalisation to the statistics of fixed random pictures.
+
+    As initialised, each layer shrinks its input and the neck is all but zero; so settled, it is a random projection
+    that still tells one picture from another.
+    """
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.momentum = None  # average over all batches alike
+    model.train()
+    with torch.no_grad():
+        for _ in range(8):
+            model(_random_pictures(16, 256))
+    model.eval()
+
+
+def _random_pictures(number: int, size: int) -> torch.Tensor:
+    """Blots of several sizes on white, half of them with padding: they vary at every scale, as pictures do."""
+
+    def blots(cells: int, channels: int) -> torch.Tensor:
+        return torch.nn.functional.interpolate(
+            torch.rand(number, channels, cells, cells), (size, size), mode="bilinear"
+        )
+
+    pictures = torch.stack([blots(cells, 3) for cells in (2, 5, 13, 40)]).mean(0)
+    pictures = ((pictures - 0.5) * 3 + 0.5).clamp(0, 1)
+    pictures = torch.where(blots(6, 1) > 0.5, pictures, 1.0)
+    pictures[: number // 2, :, :, : size // 5] = PADDING / 255
+    return pictures

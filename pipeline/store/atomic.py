@@ -45,6 +45,6 @@ def file_sha256(path: Path) -> str:
 
 
 def digest(*parts: Any) -> str:
-    """Hex digest of JSON-serialisable values, the same on every machine. The order of keys counts: that of rules has a meaning."""
+    """Hex digest of JSON-serialisable values, the same on every machine. Order counts: that of rules has a meaning."""
     text = json.dumps(parts, separators=(",", ":"), ensure_ascii=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:32]

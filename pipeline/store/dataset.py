@@ -1,8 +1,8 @@
 """A dataset: one folder, its tables, and SQL over all of them.
 
-    pairs/              the pairs, sorted by uid          verdicts/<stage>/   why pairs fell out
-    pairs/quarantine/   rows that could not be read       features/<name>/    one feature row an image
-    images/             WebDataset shards and metadata    runs/<name>/        one training each
+pairs/              the pairs, sorted by uid          verdicts/<stage>/   why pairs fell out
+pairs/quarantine/   rows that could not be read       features/<name>/    one feature row an image
+images/             WebDataset shards and metadata    runs/<name>/        one training each
 """
 
 from collections.abc import Iterator
@@ -44,7 +44,7 @@ class Dataset:
 
     @contextmanager
     def connect(self, memory_limit: str = "4GB", threads: int | None = None) -> Iterator[duckdb.DuckDBPyConnection]:
-        """An in-memory DuckDB with this dataset's views (see `pipeline.store.views`); large work spills into the folder."""
+        """An in-memory DuckDB with this dataset's views (`pipeline.store.views`); large work spills to disk."""
         connection = duckdb.connect()
         try:
             spill = self.root / ".tmp"
@@ -55,6 +55,8 @@ class Dataset:
             create_views(connection, self)
             yield connection
         except duckdb.OutOfMemoryException as error:
-            raise PairmillError(f"DuckDB ran out of memory or spill space: {error}", "raise [engine] memory_limit") from error
+            raise PairmillError(
+                f"DuckDB ran out of memory or spill space: {error}", "raise [engine] memory_limit"
+            ) from error
         finally:
             connection.close()

@@ -44,9 +44,12 @@ class ImageFeatures:
 
 
 def write_features(path: Path, rows: Iterable[ImageFeatures], columns: Mapping[str, Column]) -> int:
-    """Write one shard atomically, in key order; returns the number of rows. Raises ValueError for NaN or a wrong shape."""
+    """Write one shard atomically, in key order; returns its rows. Raises ValueError for NaN or a wrong shape."""
     ordered = sorted(rows, key=lambda row: row.key)
-    fields = {"key": pa.array([row.key for row in ordered], pa.string()), "n": pa.array([row.n for row in ordered], pa.int32())}
+    fields = {
+        "key": pa.array([row.key for row in ordered], pa.string()),
+        "n": pa.array([row.n for row in ordered], pa.int32()),
+    }
     for name, column in columns.items():
         arrays = [np.ascontiguousarray(row[name], dtype=column.dtype) for row in ordered]
         for row, array in zip(ordered, arrays, strict=True):
@@ -78,14 +81,16 @@ def write_features(path: Path, rows: Iterable[ImageFeatures], columns: Mapping[s
 class FeatureStore:
     """The read side of one extractor's table: random access by image key, over memory-mapped Parquet.
 
-    `identity` says what made the features (kind, model, sha256 of the weights, settings, columns); `len` is the number of
-    images. Arrays returned are read-only views where the column is stored as bytes.
+    `identity` says what made the features (kind, model, sha256 of the weights, settings, columns); `len` is the number
+    of images. Arrays returned are read-only views where the column is stored as bytes.
     """
 
     def __init__(self, table: Table, cached_groups: int = 64) -> None:
         manifest = table.manifest
         self.identity: dict[str, Any] = manifest.info["identity"]
-        self.columns = {name: Column(c["dtype"], tuple(c["shape"]), c["tensor"]) for name, c in self.identity["columns"].items()}
+        self.columns = {
+            name: Column(c["dtype"], tuple(c["shape"]), c["tensor"]) for name, c in self.identity["columns"].items()
+        }
         self._files = []
         self._place: dict[str, tuple[int, int, int]] = {}
         for path in table.paths(".parquet"):

@@ -1,7 +1,7 @@
 """A table: a folder of shards and the manifest that vouches for them.
 
-While a table is written, each finished shard adds a line to `manifest.partial.jsonl`; at the end the lines are sorted into
-`manifest.json` and the journal goes. A shard is reused, in this run or a later one, when its key (the digest of
+While a table is written, each finished shard adds a line to `manifest.partial.jsonl`; at the end the lines are sorted
+into `manifest.json` and the journal goes. A shard is reused, in this run or a later one, when its key (the digest of
 everything it was made from) is still the one asked for and its files still have their recorded sizes.
 """
 
@@ -32,7 +32,7 @@ class ShardFile:
 
 @dataclass(frozen=True)
 class Shard:
-    """One finished shard. `key` is the digest of its inputs and settings; `counts` are numbers that add up over shards."""
+    """One finished shard. `key` is the digest of its inputs and settings; `counts` add up over shards."""
 
     name: str
     key: str
@@ -77,7 +77,9 @@ class Manifest:
             shards = tuple(Shard.from_json(shard) for shard in value.pop("shards"))
             return cls(shards=shards, **value)
         except (ValueError, KeyError, TypeError) as error:
-            raise PairmillError(f"{path} is not a manifest ({error})", "remove the file; the stage will be made again") from error
+            raise PairmillError(
+                f"{path} is not a manifest ({error})", "remove the file; the stage will be made again"
+            ) from error
 
     def count(self, name: str) -> int:
         return sum(shard.counts.get(name, 0) for shard in self.shards)
@@ -107,12 +109,19 @@ class Table:
 
     def is_current(self, key: str) -> bool:
         """Whether the table was committed under `key` and its files are all in place."""
-        return self.exists and self.manifest.key == key and all(shard.is_whole(self.folder) for shard in self.manifest.shards)
+        return (
+            self.exists
+            and self.manifest.key == key
+            and all(shard.is_whole(self.folder) for shard in self.manifest.shards)
+        )
 
     def paths(self, suffix: str) -> list[Path]:
         """The table's files with this suffix, in shard order."""
         return [
-            self.folder / file.name for shard in self.manifest.shards for file in shard.files if file.name.endswith(suffix)
+            self.folder / file.name
+            for shard in self.manifest.shards
+            for file in shard.files
+            if file.name.endswith(suffix)
         ]
 
     @contextmanager
@@ -205,4 +214,3 @@ class Writing:
 
     def close(self) -> None:
         self._journal.close()
-

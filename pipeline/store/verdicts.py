@@ -1,4 +1,4 @@
-"""Verdicts: one row (uid, stage, rule, value) for each rule that a pair failed, in shards parallel to those of `pairs`."""
+"""Verdicts: one row (uid, stage, rule, value) for each rule that a pair failed, in shards parallel to `pairs`."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -26,8 +26,8 @@ def write_verdicts(
     manifest counts `pairs` judged, `kept` and `dropped`, and the three are checked against each other.
     """
     failing = [
-        f"SELECT uid, {literal(stage)} AS stage, {literal(name)} AS rule, ({RULES[name].measure})::DOUBLE AS value, {position} AS "
-        f"position FROM signals WHERE {RULES[name].predicate(threshold)}"
+        f"SELECT uid, {literal(stage)} AS stage, {literal(name)} AS rule, ({RULES[name].measure})::DOUBLE AS value, "
+        f"{position} AS position FROM signals WHERE {RULES[name].predicate(threshold)}"
         for position, (name, threshold) in enumerate(rules.items())
     ]
     none = "SELECT NULL::VARCHAR AS uid, '' AS stage, '' AS rule, NULL::DOUBLE AS value, 0 AS position WHERE false"
@@ -47,7 +47,9 @@ def write_verdicts(
                 "kept": number(connection, f"SELECT count(*) FROM {judged} ANTI JOIN failed USING (uid)"),
                 "dropped": number(connection, f"SELECT count(DISTINCT uid) FROM {rows}"),
             }
-            writing.add(Shard.of(table.folder, shard.name, writing.shard_keys[shard.name], [f"{shard.name}.parquet"], counts))
+            writing.add(
+                Shard.of(table.folder, shard.name, writing.shard_keys[shard.name], [f"{shard.name}.parquet"], counts)
+            )
         return writing.commit({"rules": dict(rules), **(info or {})}, check=_account)
 
 

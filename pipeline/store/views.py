@@ -1,17 +1,17 @@
 """The SQL views over a dataset's Parquet files. Nothing is copied; a view exists once its stage has run.
 
-| view        | one row for                                   | columns                                                  |
-|-------------|-----------------------------------------------|----------------------------------------------------------|
-| pairs       | a (url, text) pair                            | uid, url, text, file, row                                |
-| quarantine  | an input row that could not be read           | file, row, reason, content                               |
-| repeated    | a further copy of a pair in the input         | uid, file, row                                           |
-| rules       | a rule of the recipe, in the order applied    | stage, rule, threshold, position                         |
-| images      | a url that was asked for                      | key, url, status, width, height, sha256, bytes, ...      |
-| verdicts    | a rule that a pair failed                     | uid, stage, rule, value                                  |
-| drops       | a pair that fell out, by the first rule       | uid, stage, rule, value                                  |
-| kept        | a pair that no rule dropped                   | uid, url, text, key, split                               |
-| contents    | an image file's content (copies share a row)  | sha256, key (of the first copy), split                   |
-| funnel      | a rule                                        | position, stage, rule, threshold, pairs (dropped first here), failing |
+| view       | one row for                                  | columns                                             |
+|------------|----------------------------------------------|-----------------------------------------------------|
+| pairs      | a (url, text) pair                           | uid, url, text, file, row                           |
+| quarantine | an input row that could not be read          | file, row, reason, content                          |
+| repeated   | a further copy of a pair in the input        | uid, file, row                                      |
+| rules      | a rule of the recipe, in the order applied   | stage, rule, threshold, position                    |
+| images     | a url that was asked for                     | key, url, status, width, height, sha256, bytes, ... |
+| verdicts   | a rule that a pair failed                    | uid, stage, rule, value                             |
+| drops      | a pair that fell out, by the first rule      | uid, stage, rule, value                             |
+| kept       | a pair that no rule dropped                  | uid, url, text, key, split                          |
+| contents   | an image file's content (copies share a row) | sha256, key (of the first copy), split              |
+| funnel     | a rule, with the pairs first dropped by it   | position, stage, rule, threshold, pairs, failing    |
 """
 
 from typing import TYPE_CHECKING
@@ -40,30 +40,39 @@ def create_views(connection: duckdb.DuckDBPyConnection, dataset: "Dataset") -> N
     view("repeated", f"FROM {parquet([path for path in pair_files if path.name.startswith('repeated')])}")
     view("quarantine", f"FROM {parquet(dataset.quarantine.paths('.parquet'))}")
 
-    verdicts = ["SELECT NULL::VARCHAR AS uid, NULL::VARCHAR AS stage, NULL::VARCHAR AS rule, NULL::DOUBLE AS value WHERE false"]
+    verdicts = [
+        "SELECT NULL::VARCHAR AS uid, NULL::VARCHAR AS stage, NULL::VARCHAR AS rule, NULL::DOUBLE AS value WHERE false"
+    ]
     rules = ["('', '', 0.0::DOUBLE, -1)"]
     if dataset.screened.exists:
         verdicts.append(f"FROM {parquet(dataset.screened.paths('.parquet'))}")
         rules += _rule_rows("screen", dataset.screened.manifest.info["rules"], 0)
     if dataset.images.exists:
         view("images", f"SELECT *, {_split(dataset)} AS split FROM {parquet(dataset.images.paths('.parquet'))}")
-        view("contents", "SELECT sha256, min(key) AS key, any_value(split) AS split FROM images WHERE status = 'ok' GROUP BY sha256")
+        view(
+            "contents",
+            "SELECT sha256, min(key) AS key, any_value(split) AS split FROM images WHERE status = 'ok' GROUP BY sha256",
+        )
         verdicts.append(
             "SELECT uid, 'download' AS stage, status AS rule, http_status::DOUBLE AS value "
             "FROM pairs JOIN images USING (url) WHERE status <> 'ok'"
         )
-        causes = connection.execute("SELECT DISTINCT status FROM images WHERE status <> 'ok' ORDER BY status").fetchall()
+        causes = connection.execute(
+            "SELECT DISTINCT status FROM images WHERE status <> 'ok' ORDER BY status"
+        ).fetchall()
         rules += _rule_rows("download", {cause: None for (cause,) in causes}, 100)
     if dataset.filtered.exists:
         verdicts.append(f"FROM {parquet(dataset.filtered.paths('.parquet'))}")
         rules += _rule_rows("filter", dataset.filtered.manifest.info["rules"], 200)
 
-    view("rules", f"SELECT * FROM (VALUES {', '.join(rules)}) AS t(stage, rule, threshold, position) WHERE position >= 0")
+    view(
+        "rules", f"SELECT * FROM (VALUES {', '.join(rules)}) AS t(stage, rule, threshold, position) WHERE position >= 0"
+    )
     view("verdicts", " UNION ALL ".join(verdicts))
     view(
         "drops",
-        "SELECT uid, arg_min(stage, position) AS stage, arg_min(rule, position) AS rule, arg_min(value, position) AS value "
-        "FROM verdicts JOIN rules USING (stage, rule) GROUP BY uid",
+        "SELECT uid, arg_min(stage, position) AS stage, arg_min(rule, position) AS rule, "
+        "arg_min(value, position) AS value FROM verdicts JOIN rules USING (stage, rule) GROUP BY uid",
     )
     view(
         "funnel",

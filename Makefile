@@ -1,0 +1,73 @@
+# PairMill's front door. `make help` lists what there is.
+RECIPE ?= recipes/demo.toml
+DATA   ?= data/$(basename $(notdir $(RECIPE)))
+ENGINE ?= local
+PORT   ?= 8765
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+
+export NO_ALBUMENTATIONS_UPDATE = 1
+READY  := .venv/.ready
+MILL   := .venv/bin/pairmill
+STAGE  = $(MILL) $@ --data "$(DATA)" --recipe "$(RECIPE)" --engine "$(ENGINE)" $(if $(WORKERS),--workers "$(WORKERS)") $(if $(ONLY),--only "$(ONLY)")
+STAGES := ingest screen download filter extract catalog train evaluate report
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo $(STAGES) sql summary test test-slow lint format
+
+help: ## this list
+	@echo "make TARGET [RECIPE=recipes/demo.toml] [DATA=data/demo] [ENGINE=local|ray] [WORKERS=n]"; echo
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' Makefile
+
+setup: $(READY) ## the packages, in .venv, at the versions of requirements.lock
+
+$(READY): requirements.lock pyproject.toml
+	"$(PYTHON)" -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v < (3, 13) else f"PairMill needs Python 3.11 or 3.12, not {v}: make PYTHON=/path/to/python3.11")'
+	"$(PYTHON)" -m venv .venv
+	.venv/bin/python -m pip install --quiet --disable-pip-version-check uv==0.13.8
+	.venv/bin/uv pip sync --quiet --python .venv/bin/python requirements.lock
+	.venv/bin/uv pip install --quiet --python .venv/bin/python --no-deps --editable .
+	@touch $@
+
+demo: $(READY) ## every stage below on a real, noisy collection, to three small models and a report
+	@$(MILL) demo --data "$(DATA)" --recipe "$(RECIPE)" --engine "$(ENGINE)" --port "$(PORT)" $(if $(WORKERS),--workers "$(WORKERS)")
+
+ingest: $(READY) ## read the URL lists; each (url, text) pair once, unreadable rows to quarantine
+	@$(STAGE)
+screen: $(READY) ## apply the rules that need only url and text, before anything is downloaded
+	@$(STAGE)
+download: $(READY) ## fetch the images that are left, into WebDataset shards
+	@$(STAGE)
+filter: $(READY) ## apply the rules that need the image; fetches nothing
+	@$(STAGE)
+extract: $(READY) ## region, grid and pixel features, once a model  [ONLY=region,grid]
+	@$(STAGE)
+catalog: $(READY) ## SQL views over everything, in catalog.duckdb
+	@$(STAGE)
+train: $(READY) ## pretrain the recipe's models from the cached features  [ONLY=uniter]
+	@$(STAGE)
+evaluate: $(READY) ## image-text retrieval on the test split  [ONLY=uniter]
+	@$(STAGE)
+report: $(READY) ## one HTML page: the funnel, pictures, curves, retrieval
+	@$(STAGE)
+
+sql: $(READY) ## ask the catalog: make sql Q="FROM funnel"
+	@$(MILL) sql --data "$(DATA)" $(if $(Q),"$$Q",$(error say what: make sql Q="FROM funnel"))
+sql: export Q := $(Q)
+
+summary: $(READY) ## the dataset's numbers so far, also as summary.json
+	@$(MILL) summary --data "$(DATA)"
+
+test: $(READY) ## the tests
+	.venv/bin/python -m pytest
+
+test-slow: $(READY) ## the tests that take minutes: whole demos, kills at random moments
+	.venv/bin/python -m pytest -m slow
+
+lint: $(READY) ## ruff and mypy
+	.venv/bin/ruff format --check .
+	.venv/bin/ruff check .
+	.venv/bin/mypy
+
+format: $(READY) ## let ruff put the code in order
+	.venv/bin/ruff format .
+	.venv/bin/ruff check --fix .
