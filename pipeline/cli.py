@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import duckdb
 from filelock import FileLock, Timeout
 
 from pipeline.engine import engine
@@ -17,6 +18,7 @@ from pipeline.stages import STAGES, run_stage
 from pipeline.store.dataset import Dataset
 
 DEMO_PORT = 8765
+ROOM = "\n  -> make room, then run it again: what is done is kept"
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -28,12 +30,14 @@ def main(arguments: list[str] | None = None) -> int:
         return _fail(str(error))
     except KeyboardInterrupt:
         return _fail("interrupted; what is done is kept: run it again to carry on", 130)
+    except duckdb.IOException as error:
+        said = str(error).splitlines()[0]
+        return _fail(said + (ROOM if os.strerror(errno.ENOSPC) in said else ""))
     except OSError as error:
         if error.errno is None:
             raise
         where = f"{error.filename}: " if error.filename else ""
-        remedy = "\n  -> make room, then run it again: what is done is kept" if error.errno == errno.ENOSPC else ""
-        return _fail(f"{where}{os.strerror(error.errno)}{remedy}")
+        return _fail(f"{where}{os.strerror(error.errno)}{ROOM if error.errno == errno.ENOSPC else ''}")
     return 0
 
 

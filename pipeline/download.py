@@ -27,6 +27,7 @@ from pipeline.store.atomic import digest, replacing, write_json
 from pipeline.store.table import Manifest, Shard
 
 VERSION = 1
+TELLING = 32  # a shard of so many urls, none of them reached, speaks of our network; a smaller one may just be dead
 
 # Hashing the urls spreads every host over all shards.
 _URLS = "SELECT url, min_by(text, uid) AS caption FROM kept GROUP BY url ORDER BY sha256(url)"
@@ -75,15 +76,17 @@ def run(job: Job) -> str:
             failed = sum(number for name, number in counts.items() if name.startswith("failed/"))
             if counts.get("requested", 0) != counts.get("ok", 0) + failed:
                 raise AssertionError(f"the account of download does not add up: {counts}")
-            if counts.get("requested") and not counts.get("ok"):
-                causes = ", ".join(
-                    f"{name[7:]} {number}" for name, number in counts.items() if name.startswith("failed/")
-                )
-                raise PairmillError(
-                    f"none of the {counts['requested']:,} images could be had ({causes})",
-                    "is the server up, and does [download] allow its scheme and host?",
-                )
 
+        totals = Counter[str]()
+        for shard in writing.shards:
+            totals.update(shard.counts)
+        if totals["requested"] and not totals["ok"]:
+            writing.forget()
+            causes = ", ".join(f"{name[7:]} {number}" for name, number in totals.items() if name.startswith("failed/"))
+            raise PairmillError(
+                f"none of the {totals['requested']:,} images could be had ({causes})",
+                "is the server up, and does [download] allow its scheme and host?",
+            )
         manifest = writing.commit(check=account)
     return (
         f"{manifest.count('requested'):,} urls = {manifest.count('ok'):,} downloaded + {_failures(manifest):,} failed"
@@ -105,7 +108,7 @@ def _write_lists(job: Job, folder: Path) -> dict[str, str]:
             "CREATE OR REPLACE TEMP VIEW kept AS "
             "FROM pairs ANTI JOIN (FROM verdicts WHERE stage = 'screen') USING (uid)"
         )
-        reader: pa.RecordBatchReader = connection.execute(_URLS).to_arrow_reader(job.recipe.download.images_per_shard)
+        reader: pa.RecordBatchReader = connection.sql(_URLS).to_arrow_reader(job.recipe.download.images_per_shard)
         for index, batch in enumerate(reader):
             name = f"{index:05d}"
             keys[name] = digest(VERSION, settings, batch.to_pydict())
@@ -172,7 +175,7 @@ def _download_shard(name: str, *, keys: dict[str, str], lists: Path, folder: Pat
     if len(metadata) != len(urls):
         raise PairmillError(f"shard {name}: {len(urls)} urls, but {len(metadata)} rows came back")
     causes = Counter(status for status in metadata if status != "ok")
-    if urls and sum(causes[cause] for cause in UNREACHABLE) == len(urls):
+    if len(urls) >= TELLING and sum(causes[cause] for cause in UNREACHABLE) == len(urls):
         raise PairmillError(
             f"shard {name}: none of its {len(urls)} urls could be reached ({', '.join(sorted(causes))})",
             "check the network and the server, then run it again: what is done is kept",

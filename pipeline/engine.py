@@ -8,6 +8,7 @@ themselves.
 import contextlib
 import multiprocessing
 import os
+import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -33,6 +34,8 @@ class Engine(Protocol):
 
 def engine(kind: str, workers: int) -> "Engine":
     """The engine named `kind`: "local" or "ray". `workers` = 0 means one a CPU core."""
+    if workers < 0:
+        raise PairmillError(f"{workers} workers are too few", "0 means one a core")
     workers = workers or len(os.sched_getaffinity(0))
     if kind == "local":
         return LocalEngine(workers)
@@ -58,24 +61,26 @@ class LocalEngine:
         tries = dict.fromkeys(tasks, 0)
         left = list(tasks)
         with tqdm(total=len(tasks), desc=label, unit="shard", disable=None if tasks else True) as bar:
+            suspects: set[str] = set()
             while left:
                 pool = ProcessPoolExecutor(
                     min(self.workers, len(left)), multiprocessing.get_context("spawn"), initializer=_start_worker
                 )
+                running: dict[Future[Result], str] = {}
                 try:
-                    # Only as many as there are workers are out at once: a lost worker costs few others a try.
-                    waiting = iter(list(left))
-                    running: dict[Future[Result], str] = {}
-                    for task in waiting:
+                    # Only as many as there are workers are out at once, and what was out when a worker was lost goes
+                    # alone, last: so a lost worker costs few others a try, and the blame falls on the right one.
+                    for task in sorted(left, key=suspects.__contains__):
+                        while running and (len(running) >= self.workers or task in suspects):
+                            yield from self._collect(running, left, bar)
                         tries[task] += 1
-                        running[pool.submit(function, task)] = task
-                        if len(running) < self.workers:
-                            continue
-                        yield from self._collect(running, left, bar)
+                        with _deaf_to_interrupts():
+                            running[pool.submit(function, task)] = task
                     while running:
                         yield from self._collect(running, left, bar)
                 except BrokenProcessPool:
-                    for task in left:
+                    suspects.update(running.values())
+                    for task in running.values():
                         if tries[task] > RETRIES:
                             raise _lost(task, tries[task]) from None
                 finally:
@@ -87,6 +92,16 @@ class LocalEngine:
             left.remove(running.pop(future))
             bar.update()
             yield result
+
+
+@contextlib.contextmanager
+def _deaf_to_interrupts() -> Iterator[None]:
+    """Processes that start in this block hear no Ctrl-C, not even before `_start_worker` runs in them."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _stop(pool: ProcessPoolExecutor) -> None:
@@ -101,8 +116,6 @@ def _stop(pool: ProcessPoolExecutor) -> None:
 
 def _start_worker() -> None:
     """Tie the worker's life to its parent's, even if that is killed, and leave Ctrl-C to the parent."""
-    import signal
-
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     assert parent is not None
@@ -112,6 +125,11 @@ def _start_worker() -> None:
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
+
+
+def _call(function: Callable[[str], Result], task: str) -> Result:
+    """What Ray runs: it takes plain functions only, and a stage's is a partial one."""
+    return function(task)
 
 
 class RayEngine:
@@ -128,12 +146,14 @@ class RayEngine:
     def map(self, function: Callable[[str], Result], tasks: Sequence[str], label: str) -> Iterator[Result]:
         ray = self.ray
         if not ray.is_initialized():
+            os.environ["RAY_IGNORE_UNHANDLED_ERRORS"] = "1"  # the first error ends the stage; the others say no more
             own_cluster = (
                 {} if os.environ.get("RAY_ADDRESS") else {"num_cpus": self.workers, "include_dashboard": False}
             )
             ray.init(log_to_driver=False, logging_level="error", **own_cluster)
-        remote = ray.remote(num_cpus=1, max_retries=RETRIES, retry_exceptions=False)(function)
-        pending = {remote.remote(task): task for task in tasks}
+        remote = ray.remote(num_cpus=1, max_retries=RETRIES, retry_exceptions=False)(_call)
+        shared = ray.put(function)
+        pending = {remote.remote(shared, task): task for task in tasks}
         with tqdm(total=len(tasks), desc=label, unit="shard", disable=None if tasks else True) as bar:
             try:
                 while pending:

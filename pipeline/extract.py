@@ -3,7 +3,6 @@
 A shard's images are decoded once and go through every extractor that still lacks them.
 """
 
-import os
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -60,7 +59,6 @@ def run(job: Job) -> str:
             missing=missing,
             keys_by_shard=keys_by_shard,
             images=job.dataset.images.folder,
-            threads=max(1, len(os.sched_getaffinity(0)) // min(job.engine.workers, max(1, len(todo)))),
         )
         identities: dict[str, dict[str, Any]] = {}
         for done in job.engine.map(work, todo, "extract"):
@@ -89,7 +87,7 @@ def _plan(
 ) -> Plan:
     images = {shard.name: shard.files[0].sha256 for shard in job.dataset.images.manifest.shards}
     shard_keys = {
-        shard: digest(VERSION, section.model_dump(), weights.sha256, images[shard], keys)
+        shard: digest(VERSION, section.model_dump(), weights.digests, images[shard], keys)
         for shard, keys in keys_by_shard.items()
     }
     return Plan(section, weights, job.dataset.features(name).folder, shard_keys)
@@ -110,14 +108,13 @@ def _extract_shard(
     missing: dict[str, list[str]],
     keys_by_shard: dict[str, list[str]],
     images: Path,
-    threads: int,
 ) -> dict[str, tuple[Shard, dict[str, Any]]]:
     """Run one image shard through the extractors that lack it. Returns extractor -> (shard, identity)."""
     import torch
 
     from pipeline.extractors import BUILDERS
 
-    torch.set_num_threads(threads)
+    torch.set_num_threads(1)  # the order of sums, and with it the last bits, depends on the number of threads
     names = missing[shard]
     extractors = {name: BUILDERS[plans[name].section.kind](plans[name].section, plans[name].weights) for name in names}
     rows: dict[str, list[ImageFeatures]] = {name: [] for name in names}

@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
+from http.cookiejar import DefaultCookiePolicy
 from typing import Any
 
 import httpcore
@@ -22,6 +23,8 @@ from pipeline.recipe import Download
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
 RETRIED_STATUSES = {408, 425, 429, 500, 502, 503, 504}
+_NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
+_GLOBAL_UNICAST = ipaddress.IPv6Network("2000::/3")
 UNREACHABLE = frozenset({"dns", "connect", "timeout"})
 """Causes that speak of our network rather than of one image."""
 
@@ -63,6 +66,8 @@ class Fetcher:
             trust_env=False,
         )
         self._client._transport = _guarded_transport(settings, self._deadline)
+        # No cookie is kept: what one url answers must not depend on which others were asked for before.
+        self._client.cookies.jar.set_policy(DefaultCookiePolicy(allowed_domains=[]))
 
     def __enter__(self) -> "Fetcher":
         return self
@@ -140,7 +145,8 @@ def _check_image(content: bytes, max_megapixels: float) -> None:
         Image.MAX_IMAGE_PIXELS = None  # the cap is ours, and nothing is decoded here
         with Image.open(io.BytesIO(content), formats=FORMATS) as image:
             width, height = image.size
-    except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:
+    except (UnidentifiedImageError, OSError, ValueError, SyntaxError, ImportError) as error:
+        # ImportError: where ultralytics is loaded too, its own Image.open wants a plugin for what Pillow does not know.
         raise _RefusedError("not_image") from error
     if width * height > max_megapixels * 1e6:
         raise _RefusedError("max_pixels")
@@ -226,8 +232,14 @@ class _GuardedBackend(httpcore.NetworkBackend):
 def is_public(address: str) -> bool:
     """Whether an IP address is on the public internet, also when it is IPv4 in IPv6's clothes."""
     ip = ipaddress.ip_address(address.split("%")[0])
-    inner = getattr(ip, "ipv4_mapped", None) or getattr(ip, "sixtofour", None)
-    return (inner or ip).is_global and not (inner or ip).is_multicast
+    if isinstance(ip, ipaddress.IPv6Address):
+        if ip in _NAT64:
+            return is_public(str(ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF)))
+        if inner := ip.ipv4_mapped or ip.sixtofour:
+            return is_public(str(inner))
+        if ip not in _GLOBAL_UNICAST:
+            return False  # IPv4-compatible, site-local, local NAT64 and the like, which is_global lets through
+    return ip.is_global and not ip.is_multicast
 
 
 class _TimedStream(httpcore.NetworkStream):

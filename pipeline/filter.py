@@ -16,7 +16,8 @@ SELECT uid,
     greatest(original_width, original_height) / least(original_width, original_height) AS aspect,
     count(DISTINCT text) OVER (PARTITION BY sha256) AS texts_per_image,
     row_number() OVER (PARTITION BY sha256, text ORDER BY uid) AS copy
-FROM pairs ANTI JOIN (SELECT uid FROM verdicts WHERE stage = 'screen') USING (uid) JOIN images USING (url)
+FROM (SELECT uid, url, text FROM pairs) ANTI JOIN (SELECT uid FROM verdicts WHERE stage = 'screen') USING (uid)
+    JOIN images USING (url)
 WHERE status = 'ok'"""
 
 

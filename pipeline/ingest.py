@@ -138,9 +138,10 @@ def _read_file(
         except duckdb.OutOfMemoryException:
             raise
         except duckdb.Error as error:
-            raise PairmillError(
-                f"cannot read the list {path}: {_first_line(error)}", "repair it or leave it out"
-            ) from None
+            said = str(error).splitlines()[0]
+            if "state machine" in said:
+                said = "its line ends are mixed (some CRLF, some LF), or a quote stands where none may"
+            raise PairmillError(f"cannot read the list {path}: {said}", "repair it or leave it out") from None
         bucket = f"(('0x' || left(uid, 4))::UINTEGER * {section.shards}) // 65536"
         connection.execute(
             f"COPY (SELECT * EXCLUDE (reason), {bucket} AS bucket FROM normalised WHERE reason IS NULL) "
@@ -177,7 +178,7 @@ def _scan(connection: duckdb.DuckDBPyConnection, path: str, section: Ingest) -> 
             )
     others = [column for column in columns if column not in (section.url_column, section.text_column)]
     lowered = [column.lower() for column in others]
-    if len({*lowered, *OWN_COLUMNS}) < len(lowered) + len(OWN_COLUMNS):
+    if len({*lowered, *OWN_COLUMNS}) < len(lowered) + len(OWN_COLUMNS) or len(others) + 2 < len(columns):
         raise PairmillError(f"{path}: a column repeats, or has one of the names {', '.join(OWN_COLUMNS)}", "rename it")
     chosen = [f"{identifier(section.url_column)} AS url", f"{identifier(section.text_column)} AS text"]
     listed = ", ".join([*chosen, *map(identifier, others)])
@@ -219,10 +220,14 @@ def _header(path: str) -> list[str]:
             line = file.readline(1_000_000).decode("utf-8-sig")
     except UnicodeDecodeError:
         raise PairmillError(f"the header of {path} is not UTF-8", "convert the file to UTF-8") from None
-    columns = next(csv.reader([line]), [])
+    try:
+        columns = next(csv.reader([line]), [])
+    except csv.Error:
+        raise PairmillError(f"{path}: its lines end in CR alone", "let them end in LF or CRLF") from None
     if not columns:
         raise PairmillError(f"{path} is empty", "leave it out of [ingest] inputs")
-    return columns
+    # A column without a name is what pandas writes for its index.
+    return [name or f"column{position}" for position, name in enumerate(columns)]
 
 
 def _write_bucket(name: str, *, keys: dict[str, str], staging: Path, folder: Path) -> Shard:
@@ -231,24 +236,20 @@ def _write_bucket(name: str, *, keys: dict[str, str], staging: Path, folder: Pat
     with _connect("") as connection:
         try:
             connection.execute(
-                "CREATE TEMP TABLE rows AS "
-                "SELECT * EXCLUDE (bucket), row_number() OVER (PARTITION BY uid ORDER BY file, row) AS copy FROM "
+                "CREATE TEMP TABLE rows AS SELECT * EXCLUDE (bucket) FROM "
                 f"read_parquet({literal(staging / '*/bucket=*/*.parquet')}, union_by_name = true, "
                 "hive_partitioning = true) "
                 f"WHERE bucket = {int(name)}"
             )
         except duckdb.IOException:
             raise PairmillError("the lists hold no readable pair", "see pairs/quarantine for the reasons") from None
+        copy = "row_number() OVER (PARTITION BY uid ORDER BY file, row)"
         with replacing(folder / pairs_name) as path:
-            write_parquet(connection, "SELECT * EXCLUDE (copy) FROM rows WHERE copy = 1 ORDER BY uid", path)
+            write_parquet(connection, f"FROM rows QUALIFY {copy} = 1 ORDER BY uid", path)
         with replacing(folder / repeated_name) as path:
-            write_parquet(connection, "SELECT uid, file, row FROM rows WHERE copy > 1 ORDER BY uid, file, row", path)
-        counts = {
-            "pairs": number(connection, "SELECT count(*) FROM rows WHERE copy = 1"),
-            "repeated": number(connection, "SELECT count(*) FROM rows WHERE copy > 1"),
-        }
+            query = f"SELECT uid, file, row FROM rows QUALIFY {copy} > 1 ORDER BY uid, file, row"
+            write_parquet(connection, query, path)
+        pairs = number(connection, "SELECT count(DISTINCT uid) FROM rows")
+        counts = {"pairs": pairs, "repeated": number(connection, "SELECT count(*) FROM rows") - pairs}
     return Shard.of(folder, name, keys[name], [pairs_name, repeated_name], counts)
 
-
-def _first_line(error: Exception) -> str:
-    return str(error).splitlines()[0]

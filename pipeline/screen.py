@@ -39,7 +39,7 @@ CREATE TEMP TABLE rarest AS
 _SIGNALS = """
 CREATE TEMP VIEW signals AS
 SELECT uid, images_per_text, n AS words, {rank} AS rarest_rank
-FROM pairs JOIN texts USING (text) {join}"""
+FROM (SELECT uid, text FROM pairs) JOIN texts USING (text) {join}"""
 
 
 def run(job: Job) -> str:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.errors import PairmillError
-from pipeline.recipe import Grid, Pixel, Region
+from pipeline.recipe import Cnn, Pixel, Region
 from pipeline.store.atomic import file_sha256
 
 FOLDER_VARIABLE = "PAIRMILL_WEIGHTS"
@@ -20,6 +20,13 @@ class Weights:
 
     path: Path | None
     sha256: str
+    cnn: "Weights | None" = None
+    """Of the CNN that a region extractor pools from."""
+
+    @property
+    def digests(self) -> list[str]:
+        """What the features depend on, wherever the files lie."""
+        return [self.sha256, *(self.cnn.digests if self.cnn else ())]
 
     @property
     def name(self) -> str:
@@ -30,22 +37,25 @@ def weights_folder() -> Path:
     return Path(os.environ.get(FOLDER_VARIABLE) or "data/weights")
 
 
-def find(section: Region | Grid | Pixel) -> Weights:
-    """The weights that are on this machine. A detector without is untrained; a grid model without is an error."""
+def find(section: Region | Cnn | Pixel) -> Weights:
+    """The weights that are on this machine. A detector without is untrained; a CNN without is an error."""
     if isinstance(section, Pixel):
         return Weights(None, "none")
     if isinstance(section, Region):
         places = [place for name in section.weights for place in (Path(name), weights_folder() / name)]
         path = next((place for place in places if place.is_file()), None)
-        return Weights(path, file_sha256(path)) if path else Weights(None, UNTRAINED)
-    path = _grid_weights(section)
+        return Weights(path, file_sha256(path) if path else UNTRAINED, find(section.cnn) if section.cnn else None)
+    path = _cnn_weights(section)
     return Weights(path, file_sha256(path))
 
 
-def _grid_weights(section: Grid) -> Path:
+def _cnn_weights(section: Cnn) -> Path:
     if section.weights.startswith("package:"):
         package = section.weights.removeprefix("package:")
-        spec = importlib.util.find_spec(package)
+        try:
+            spec = importlib.util.find_spec(package)
+        except (ImportError, ValueError):  # the parent of a dotted name is missing, or there is no name
+            spec = None
         folders = [Path(folder) for folder in (spec.submodule_search_locations or ())] if spec else []
         files = sorted(
             path for folder in folders for path in folder.rglob("*") if path.suffix in (".pth", ".pt", ".safetensors")
@@ -62,9 +72,9 @@ def _grid_weights(section: Grid) -> Path:
 
 
 def download(section: Region) -> Weights:
-    """Let ultralytics download the first of the detector's weights that it publishes; untrained without a network."""
+    """Let ultralytics download the first of the detector's weights that it can; then find them, or go untrained."""
     if not _online():
-        return Weights(None, UNTRAINED)
+        return find(section)
     from pipeline.extractors.region import import_ultralytics
 
     import_ultralytics()
@@ -80,8 +90,8 @@ def download(section: Region) -> Weights:
         except Exception:  # whatever it is (network, permission, no such asset), there is a way on without it
             continue
         if target.is_file():
-            return Weights(target, file_sha256(target))
-    return Weights(None, UNTRAINED)
+            break
+    return find(section)
 
 
 def _online() -> bool:

@@ -68,9 +68,10 @@ def serving(folder: Path, port: int, faults: Faults) -> Iterator[str]:
 
     try:
         server = _Server(("127.0.0.1", port), Handler)
-    except OSError as error:
+    except (OSError, OverflowError) as error:
         raise PairmillError(
-            f"port {port} on 127.0.0.1 cannot be used: {error.strerror}", "choose another: make demo PORT=8766"
+            f"port {port} on 127.0.0.1 cannot be used: {getattr(error, 'strerror', error)}",
+            "choose another: make demo PORT=8766",
         ) from None
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()

@@ -11,6 +11,7 @@ import torch
 from torchvision.ops import batched_nms, roi_align
 
 from pipeline.errors import PairmillError
+from pipeline.extractors.cnn import FeatureMaps
 from pipeline.recipe import Region
 from pipeline.store.features import Column
 from pipeline.weights import Weights
@@ -38,7 +39,7 @@ class RegionExtractor:
     After class-wise suppression come the boxes over the confidence threshold, at most `max_boxes` and at least
     `min_boxes` in all: where too few pass, the next best fill up. `topk_values` is the class scores divided by their
     sum (a YOLO head scores each class by itself), cut to the k largest; the whole image has no class and zeros
-    there. `features` are RoIAligned from every level of the neck and concatenated.
+    there. `features` are RoIAligned from every level of the neck and concatenated, or from the CNN's last map.
     """
 
     def __init__(self, section: Region, weights: Weights) -> None:
@@ -47,17 +48,19 @@ class RegionExtractor:
         self.model = _load(section, weights).to(self.device).eval()
         head = self.model.model[-1]
         head.end2end = False  # the full class distribution is in the one-to-many branch
-        self._strides = [float(stride) for stride in head.stride]
         self._classes = int(head.nc)
+        self._cnn = FeatureMaps(section.cnn, weights.cnn) if section.cnn and weights.cnn else None
         self._neck: list[torch.Tensor] = []
         head.register_forward_pre_hook(lambda _, inputs: setattr(self, "_neck", list(inputs[0])))
         top_k = min(section.top_k, self._classes)
-        dimension = sum(level.shape[1] for level in self._probe())
+        dimension = self._cnn.channels if self._cnn else sum(level.shape[1] for level in self._probe())
         self.identity: dict[str, Any] = {
             "model": weights.name if weights.path else _architecture(section),
             "trained": weights.path is not None,
             "classes": [self.model.names[index] for index in range(self._classes)],
         }
+        if section.cnn and weights.cnn:
+            self.identity |= {"pooled_from": section.cnn.model, "pooled_from_sha256": weights.cnn.sha256}
         self.columns = {
             "boxes": Column("float32", (4,)),
             "classes": Column("int32"),
@@ -87,10 +90,19 @@ class RegionExtractor:
         predictions = self.model(tensor)
         while not isinstance(predictions, torch.Tensor):
             predictions = predictions[0]  # a segmentation head wraps the boxes once more, with its masks
-        return [self._rows(predictions[position], position, shape) for position, shape in enumerate(shapes)]
+        maps = self._cnn(images) if self._cnn else None
+        return [
+            self._rows(predictions[position], position, shape, None if maps is None else maps[position : position + 1])
+            for position, shape in enumerate(shapes)
+        ]
 
-    def _rows(self, prediction: torch.Tensor, image: int, shape: tuple[int, int]) -> dict[str, np.ndarray]:
-        """`prediction`: (4 + classes + extra, anchors), boxes as centre and size in pixels of the padded square."""
+    def _rows(
+        self, prediction: torch.Tensor, image: int, shape: tuple[int, int], cnn_map: torch.Tensor | None
+    ) -> dict[str, np.ndarray]:
+        """`prediction`: (4 + classes + extra, anchors), boxes as centre and size in pixels of the padded square.
+
+        `shape`: height and width of the picture in that square. `cnn_map`: (1, channels, h, w) of the whole picture.
+        """
         limit = torch.tensor([shape[1], shape[0]] * 2, device=prediction.device, dtype=torch.float32)
         centre, extent = prediction[:2].T, prediction[2:4].T
         boxes = torch.cat([centre - extent / 2, centre + extent / 2], 1).clamp(min=0).minimum(limit)
@@ -115,6 +127,8 @@ class RegionExtractor:
         values, ids = distribution.topk(self.columns["topk_values"].shape[0], dim=1)
         boxes = torch.cat([limit.new_tensor([[0, 0, shape[1], shape[0]]]), boxes[chosen]])
 
+        pooled = self._from_neck(boxes, image) if cnn_map is None else _pool(cnn_map, boxes / limit, (1, 1))
+
         def with_image(rows: torch.Tensor, first: float) -> np.ndarray:
             return torch.cat([rows.new_full((1, *rows.shape[1:]), first), rows]).cpu().numpy()
 
@@ -124,16 +138,24 @@ class RegionExtractor:
             "confidences": with_image(confidences[chosen], 1.0),
             "topk_ids": with_image(ids.int(), 0),
             "topk_values": with_image(values, 0.0),
-            "features": self._pool(boxes, image).cpu().numpy(),
+            "features": pooled.cpu().numpy(),
         }
 
-    def _pool(self, boxes: torch.Tensor, image: int) -> torch.Tensor:
-        """RoIAlign from every level, averaged over its cells: (n, sum of the levels' channels)."""
-        levels = [
-            roi_align(level[image : image + 1].float(), [boxes], POOLED, 1 / stride, sampling_ratio=2, aligned=True)
-            for level, stride in zip(self._neck, self._strides, strict=True)
-        ]
-        return torch.cat([level.mean((2, 3)) for level in levels], 1)
+    def _from_neck(self, boxes: torch.Tensor, image: int) -> torch.Tensor:
+        """(n, sum of the levels' channels), for boxes in pixels of the padded square."""
+        side = self.section.image_size
+        levels = [level[image : image + 1].float() for level in self._neck]
+        return torch.cat([_pool(level, boxes, (side, side)) for level in levels], 1)
+
+
+def _pool(level: torch.Tensor, boxes: torch.Tensor, extent: tuple[float, float]) -> torch.Tensor:
+    """RoIAlign, averaged over its cells: (n, channels).
+
+    `level`: (1, channels, h, w), which covers `extent` (height, width) in the boxes' own unit.
+    """
+    height, width = level.shape[2:]
+    to_cells = torch.tensor([width / extent[1], height / extent[0]] * 2, device=boxes.device)
+    return roi_align(level, [boxes * to_cells], POOLED, 1.0, sampling_ratio=2, aligned=True).mean((2, 3))
 
 
 def _architecture(section: Region) -> str:
@@ -149,14 +171,21 @@ def _load(section: Region, weights: Weights) -> Any:
             model, _ = load_checkpoint(str(weights.path))
         except Exception as error:
             raise PairmillError(
-                f"cannot load the detector {weights.path}: {error}", "is it an ultralytics .pt file?"
+                f"cannot load the detector {weights.path}: {(str(error).splitlines() or [type(error).__name__])[0]}",
+                "is it an ultralytics .pt file?",
             ) from error
         if not hasattr(model.model[-1], "nc"):
             raise PairmillError(f"{weights.path} is no detector", "name a detection or segmentation model")
         return model.float()
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        model = DetectionModel(_architecture(section), verbose=False)
+        try:
+            model = DetectionModel(_architecture(section), verbose=False)
+        except OSError as error:
+            raise PairmillError(
+                f"there is no {' or '.join(section.weights)}, and ultralytics knows no {_architecture(section)}",
+                "correct [extract] weights, or set PAIRMILL_WEIGHTS",
+            ) from error
         _settle(model)
         return model
 

@@ -76,7 +76,7 @@ class Manifest:
             value = json.loads(path.read_text())
             shards = tuple(Shard.from_json(shard) for shard in value.pop("shards"))
             return cls(shards=shards, **value)
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise PairmillError(
                 f"{path} is not a manifest ({error})", "remove the file; the stage will be made again"
             ) from error
@@ -155,13 +155,13 @@ class Writing:
         known: list[Shard] = list(self.table.manifest.shards) if self.table.exists else []
         seconds = 0.0
         if self._journal_path.exists():
-            for line in self._journal_path.read_text().splitlines():
+            for line in self._journal_path.read_bytes().splitlines():
                 try:
                     value = json.loads(line)
-                except ValueError:
+                    known.append(Shard.from_json(value))
+                    seconds = value["elapsed"]
+                except (ValueError, KeyError, TypeError):
                     break  # the line that was being written when the process died
-                known.append(Shard.from_json(value))
-                seconds = value["elapsed"]
         fresh = {
             shard.name: shard
             for shard in known
@@ -198,6 +198,11 @@ class Writing:
         self._journal.flush()
         os.fsync(self._journal.fileno())
         self._done[shard.name] = shard
+
+    def forget(self) -> None:
+        """Take back what is done, so that the next call makes it anew."""
+        self._journal.truncate(0)
+        self._done.clear()
 
     def commit(self, info: dict[str, Any] | None = None, check: Callable[[Manifest], None] | None = None) -> Manifest:
         """Check the account, then let the manifest stand for the whole table."""

@@ -55,7 +55,7 @@ def create_views(connection: duckdb.DuckDBPyConnection, dataset: "Dataset") -> N
         )
         verdicts.append(
             "SELECT uid, 'download' AS stage, status AS rule, http_status::DOUBLE AS value "
-            "FROM pairs JOIN images USING (url) WHERE status <> 'ok'"
+            "FROM (SELECT uid, url FROM pairs) JOIN images USING (url) WHERE status <> 'ok'"
         )
         causes = connection.execute(
             "SELECT DISTINCT status FROM images WHERE status <> 'ok' ORDER BY status"
@@ -84,7 +84,8 @@ def create_views(connection: duckdb.DuckDBPyConnection, dataset: "Dataset") -> N
         view(
             "kept",
             "SELECT pairs.uid, pairs.url, pairs.text, contents.key, contents.split "
-            "FROM pairs JOIN images USING (url) JOIN contents USING (sha256) ANTI JOIN verdicts USING (uid)",
+            "FROM (SELECT uid, url, text FROM pairs) AS pairs JOIN images USING (url) JOIN contents USING (sha256) "
+            "ANTI JOIN verdicts USING (uid)",
         )
     else:
         view("kept", "SELECT uid, url, text FROM pairs ANTI JOIN verdicts USING (uid)")

@@ -1,0 +1,69 @@
+"""Fixtures: a made-up corpus behind a real web server, and a detector's checkpoint."""
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import corpus
+import pytest
+
+from pipeline.demo.server import Faults, serving
+
+# Ray's workers import the tests' own functions from here.
+os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(Path(__file__).parent), os.environ.get("PYTHONPATH")]))
+os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"
+
+FAULTS = Faults(seed=3, missing=0.06, slow=0.05, slow_seconds=0.05, stalled=0.03, stalled_seconds=60)
+
+
+@dataclass(frozen=True)
+class Web:
+    """The corpus, served: its lists, its recipe."""
+
+    corpus: corpus.Corpus
+    folder: Path
+    base_url: str
+    lists: list[Path]
+    recipe: Path
+
+
+@pytest.fixture(scope="session")
+def detector(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint as ultralytics writes it, of a small detector of seven made-up classes."""
+    import torch
+
+    from pipeline.extractors.region import import_ultralytics
+
+    import_ultralytics()
+    from ultralytics.nn.tasks import DetectionModel
+
+    with torch.random.fork_rng():
+        torch.manual_seed(7)
+        model = DetectionModel("yolo11n.yaml", nc=7, verbose=False)
+        # A head that says something: untouched, every class of every anchor scores the same.
+        for module in model.modules():
+            if isinstance(module, torch.nn.BatchNorm2d):
+                module.momentum = None
+        model.train()
+        with torch.no_grad():
+            model(torch.rand(4, 3, 128, 128))
+            for branch in model.model[-1].cv3:
+                branch[-1].weight.normal_(0, 0.05)
+                branch[-1].bias.fill_(-1.0)
+        model.eval()
+    path = tmp_path_factory.mktemp("detector") / "made_up.pt"
+    torch.save({"model": model.half(), "train_args": {}}, path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def web(tmp_path_factory: pytest.TempPathFactory, detector: Path) -> Iterator[Web]:
+    folder = tmp_path_factory.mktemp("web")
+    made = corpus.make(folder / "pictures")
+    with serving(made.pictures, 0, FAULTS) as base_url:
+        lists = made.write_lists(folder / "lists", base_url)
+        recipe = folder / "small.toml"
+        inputs = ", ".join(f'"{path}"' for path in lists)
+        recipe.write_text(corpus.RECIPE.format(inputs=inputs, detector=detector))
+        yield Web(made, folder, base_url, lists, recipe)

@@ -1,0 +1,223 @@
+"""What must come out, told once more in plain Python over the lists and the picture files."""
+
+import csv
+import hashlib
+import re
+import unicodedata
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+import pyarrow.parquet as pq
+from PIL import Image
+
+Image.MAX_IMAGE_PIXELS = None
+
+BLANKS = re.compile(
+    "[\t\n\f\r\u0085" + "".join(chr(c) for c in range(0x110000) if unicodedata.category(chr(c))[0] == "Z") + "]+"
+)
+
+
+def clean(text: str) -> str:
+    return BLANKS.sub(" ", unicodedata.normalize("NFC", text)).strip(" ")
+
+
+def uid_of(url: str, text: str) -> str:
+    return hashlib.sha256(f"{url}\n{text}".encode()).hexdigest()[:32]
+
+
+def lower(text: str) -> str:
+    """Letter by letter, without regard to neighbours."""
+    return "".join(c.lower() if len(c.lower()) == 1 else c for c in text)
+
+
+def words_of(text: str) -> list[str]:
+    words, word = [], ""
+    for letter in lower(text):
+        if letter == "_" or unicodedata.category(letter)[0] in "LMN":
+            word += letter
+        elif word:
+            words.append(word)
+            word = ""
+    return [*words, word] if word else words
+
+
+def rows_of(paths: Iterable[Path]) -> list[tuple[str, str]]:
+    rows: list[tuple[str, str]] = []
+    for path in paths:
+        if path.suffix == ".csv":
+            with open(path, newline="", encoding="utf-8-sig") as file:
+                rows += [(row["url"] or "", row["text"] or "") for row in csv.DictReader(file)]
+        else:
+            table = pq.read_table(path).to_pydict()
+            rows += [(url or "", text or "") for url, text in zip(table["url"], table["text"], strict=True)]
+    return rows
+
+
+@dataclass
+class Pairs:
+    """Lists, read: `pairs` maps uid to (url, text)."""
+
+    rows_in: int
+    quarantined: int
+    repeated: int
+    pairs: dict[str, tuple[str, str]]
+
+
+def ingest(rows: Iterable[tuple[str, str]]) -> Pairs:
+    result = Pairs(0, 0, 0, {})
+    for raw_url, raw_text in rows:
+        result.rows_in += 1
+        url, text = raw_url.strip("\t\n\r "), clean(raw_text)
+        if not url or not text or re.search(r"[\x00-\x20\x7f]", url) or len(text) > 10_000:
+            result.quarantined += 1
+        elif (uid := uid_of(url, text)) in result.pairs:
+            result.repeated += 1
+        else:
+            result.pairs[uid] = url, text
+    return result
+
+
+Verdicts = dict[str, list[tuple[str, float]]]
+
+
+def screen(pairs: Mapping[str, tuple[str, str]], rules: Mapping[str, float]) -> Verdicts:
+    """uid -> (rule, value) of every rule that it fails, in the rules' order."""
+    sharing = Counter(text for _, text in pairs.values())
+    words = {text: words_of(text) for text in sharing}
+    frequency: Counter[str] = Counter()
+    for _, text in pairs.values():
+        frequency.update(words[text])
+        frequency.update(" ".join(two) for two in zip(words[text], words[text][1:], strict=False))
+
+    more_frequent = {n: sum(other > n for other in frequency.values()) for n in set(frequency.values())}
+
+    def rarest_rank(text: str) -> int:
+        grams = [*words[text], *(" ".join(two) for two in zip(words[text], words[text][1:], strict=False))]
+        return 1 + more_frequent[min(frequency[gram] for gram in grams)] if grams else 0
+
+    failed: Verdicts = defaultdict(list)
+    for uid, (_, text) in pairs.items():
+        measured = {
+            "max_images_per_text": sharing[text],
+            "min_words": -len(words[text]),
+            "max_words": len(words[text]),
+            "vocabulary": rarest_rank(text),
+        }
+        for rule, threshold in rules.items():
+            limit = -threshold if rule == "min_words" else threshold
+            if measured[rule] > limit:
+                failed[uid].append((rule, float(abs(measured[rule]))))
+    return failed
+
+
+@dataclass
+class Picture:
+    """What came of a url: a cause of failure, or the picture's digest and size."""
+
+    status: str
+    sha256: str = ""
+    width: int = 0
+    height: int = 0
+
+
+def fault(seed: int, path: str) -> float:
+    return int.from_bytes(hashlib.sha256(f"{seed}:{path}".encode()).digest()[:4], "big") / 2**32
+
+
+def look(
+    url: str,
+    pictures: Path,
+    faults: Mapping[str, float],
+    max_megapixels: float,
+    max_bytes: int,
+    undecodable: Callable[[bytes], bool],
+) -> Picture:
+    path = urlsplit(url).path
+    draw = fault(int(faults["seed"]), path)
+    if draw < faults["missing"]:
+        return Picture("http_404")
+    if faults["missing"] + faults["slow"] <= draw < faults["missing"] + faults["slow"] + faults["stalled"]:
+        return Picture("timeout")
+    file = pictures / unquote(path).lstrip("/")
+    if not file.is_file():
+        return Picture("http_404")
+    content = file.read_bytes()
+    if len(content) > max_bytes:
+        return Picture("max_bytes")
+    try:
+        with Image.open(file) as image:
+            width, height = image.size
+    except (OSError, ValueError, SyntaxError, ImportError):
+        return Picture("not_image")
+    if width * height > max_megapixels * 1e6:
+        return Picture("max_pixels")
+    if undecodable(content):
+        return Picture("undecodable")
+    return Picture("ok", hashlib.sha256(content).hexdigest(), width, height)
+
+
+@dataclass
+class Outcome:
+    """The whole chain's account, pair by pair."""
+
+    ingested: Pairs
+    screened: Verdicts
+    pictures: dict[str, Picture]
+    failed: dict[str, str] = field(default_factory=dict)
+    filtered: Verdicts = field(default_factory=dict)
+
+    @property
+    def kept(self) -> set[str]:
+        return set(self.ingested.pairs) - set(self.screened) - set(self.failed) - set(self.filtered)
+
+    def first_causes(self) -> Counter[str]:
+        return Counter(
+            [rules[0][0] for rules in self.screened.values()]
+            + list(self.failed.values())
+            + [rules[0][0] for rules in self.filtered.values()]
+        )
+
+
+def chain(
+    lists: Iterable[Path],
+    pictures: Path,
+    faults: Mapping[str, float],
+    screen_rules: Mapping[str, float],
+    filter_rules: Mapping[str, float],
+    max_megapixels: float,
+    max_bytes: int,
+    undecodable: Callable[[bytes], bool] = lambda _: False,
+) -> Outcome:
+    ingested = ingest(rows_of(lists))
+    screened = screen(ingested.pairs, screen_rules)
+    wanted = {uid: pair for uid, pair in ingested.pairs.items() if uid not in screened}
+    looked = {
+        url: look(url, pictures, faults, max_megapixels, max_bytes, undecodable)
+        for url in {u for u, _ in wanted.values()}
+    }
+    outcome = Outcome(ingested, screened, looked)
+    outcome.failed = {uid: looked[url].status for uid, (url, _) in wanted.items() if looked[url].status != "ok"}
+    judged = {uid: (looked[url], text) for uid, (url, text) in sorted(wanted.items()) if looked[url].status == "ok"}
+    texts: dict[str, set[str]] = defaultdict(set)
+    for picture, text in judged.values():
+        texts[picture.sha256].add(text)
+    seen: Counter[tuple[str, str]] = Counter()
+    for uid, (picture, text) in judged.items():
+        seen[picture.sha256, text] += 1
+        low, high = sorted((picture.width, picture.height))
+        fails = {
+            "min_side": (low, low <= filter_rules["min_side"]),
+            "max_aspect": (high / low, high / low >= filter_rules["max_aspect"]),
+            "max_texts_per_image": (
+                len(texts[picture.sha256]),
+                len(texts[picture.sha256]) > filter_rules["max_texts_per_image"],
+            ),
+            "max_copies": (seen[picture.sha256, text], seen[picture.sha256, text] > filter_rules["max_copies"]),
+        }
+        verdicts = [(rule, float(fails[rule][0])) for rule in filter_rules if fails[rule][1]]
+        if verdicts:
+            outcome.filtered[uid] = verdicts
+    return outcome

@@ -1,0 +1,58 @@
+from itertools import permutations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from trainers.evaluate import examples, truth
+from trainers.retrieval import chance, recall, retrieval
+
+
+@given(st.integers(0, 10**6), st.integers(1, 8), st.integers(1, 25))
+@settings(max_examples=60, deadline=None)
+def test_recall_against_a_sorted_list(seed: int, queries: int, answers: int) -> None:
+    numbers = np.random.default_rng(seed)
+    scores = numbers.permutation(queries * answers).reshape(queries, answers).astype(np.float32)
+    right = numbers.random((queries, answers)) < 0.2
+    right[:, 0] = True
+    found = recall(scores, right)
+    for cut in (1, 5, 10):
+        hits = 0
+        for query in range(queries):
+            ranked = sorted(range(answers), key=lambda answer: -scores[query, answer])
+            hits += any(right[query, answer] for answer in ranked[:cut])
+        assert found.reached[cut] == pytest.approx(hits / queries)
+
+
+def test_a_constant_score_earns_nothing() -> None:
+    right = np.eye(30, dtype=bool)
+    assert set(recall(np.zeros((30, 30)), right).reached.values()) == {0.0}
+
+
+@pytest.mark.parametrize(("right", "answers", "cut"), [(1, 5, 2), (2, 6, 3), (3, 6, 5), (2, 4, 10), (1, 6, 1)])
+def test_chance_against_all_rankings(right: int, answers: int, cut: int) -> None:
+    rankings = list(permutations(range(answers)))
+    hits = sum(any(answer < right for answer in ranking[:cut]) for ranking in rankings)
+    assert chance(right, answers, cut) == pytest.approx(hits / len(rankings))
+
+
+def test_random_scores_reach_chance() -> None:
+    numbers = np.random.default_rng(0)
+    right = numbers.random((3000, 60)) < 0.03
+    right[:, 0] = True
+    found = recall(numbers.random(right.shape), right)
+    for cut in (1, 5, 10):
+        assert found.reached[cut] == pytest.approx(found.chance[cut], abs=0.03)
+
+
+def test_both_ways_and_shared_texts() -> None:
+    texts, keys = ["a cat", "a dog"], ["0", "1", "2"]
+    right = truth(texts, keys, ("a cat", "a dog", "a cat"), ("0", "1", "2"))
+    assert right.tolist() == [[True, False, True], [False, True, False]]
+    scores = np.array([[0.1, 0.2, 0.9], [0.5, 0.4, 0.3]])
+    values = retrieval(scores, right)
+    assert values["t2i_r1"] == 0.5
+    assert values["i2t_r1"] == pytest.approx(2 / 3)
+    assert (values["texts"], values["images"]) == (2, 3)
+    assert examples(texts, keys, scores, right)[0] == {"text": "a cat", "top": ["2", "1", "0"], "right": ["0", "2"]}

@@ -1,0 +1,1 @@
+"""From feature shards to models: samples -> batches -> embeddings -> encoder -> objectives -> retrieval."""
