@@ -6,6 +6,8 @@ PORT   ?= 8765
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 
 export NO_ALBUMENTATIONS_UPDATE = 1
+# Threads that wait in their sleep: a fifth slower on idle cores, but not ten times slower on busy ones.
+export OMP_WAIT_POLICY ?= passive
 READY  := .venv/.ready
 MILL   := .venv/bin/pairmill
 STAGE  = $(MILL) $@ --data "$(DATA)" --recipe "$(RECIPE)" --engine "$(ENGINE)" $(if $(WORKERS),--workers "$(WORKERS)") $(if $(ONLY),--only "$(ONLY)")

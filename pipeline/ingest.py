@@ -252,4 +252,3 @@ def _write_bucket(name: str, *, keys: dict[str, str], staging: Path, folder: Pat
         pairs = number(connection, "SELECT count(DISTINCT uid) FROM rows")
         counts = {"pairs": pairs, "repeated": number(connection, "SELECT count(*) FROM rows") - pairs}
     return Shard.of(folder, name, keys[name], [pairs_name, repeated_name], counts)
-

@@ -54,9 +54,23 @@ def _part(part: Any) -> Any:
 
 def is_stamped(path: Path, key: str) -> bool:
     """Whether a single-file product (catalog, report) is there and was made under `key`."""
-    stamp = path.with_name(path.name + ".key.json")
-    return path.exists() and stamp.exists() and json.loads(stamp.read_text()).get("key") == key
+    try:
+        return path.exists() and bool(json.loads(_stamp_of(path).read_text())["key"] == key)
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def stamped_seconds(path: Path) -> float | None:
+    """How long a single-file product took, where it has its stamp."""
+    try:
+        return float(json.loads(_stamp_of(path).read_text())["seconds"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def stamp(path: Path, key: str, seconds: float) -> None:
-    write_json(path.with_name(path.name + ".key.json"), {"key": key, "seconds": round(seconds, 3)})
+    write_json(_stamp_of(path), {"key": key, "seconds": round(seconds, 3)})
+
+
+def _stamp_of(path: Path) -> Path:
+    return path.with_name(path.name + ".key.json")

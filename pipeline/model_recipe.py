@@ -190,7 +190,7 @@ class ModelRecipe(Section):
         scale = values.get("scale", "base")
         if not isinstance(scales, Mapping) or scale not in scales:
             raise ValueError(f"there is no scale {scale!r}; allowed: {', '.join(map(str, scales))}")
-        return _laid_over(scales[scale], {key: value for key, value in values.items() if key != "scales"})
+        return laid_over(scales[scale], {key: value for key, value in values.items() if key != "scales"})
 
     @model_validator(mode="after")
     def _consistent(self) -> "ModelRecipe":
@@ -204,9 +204,10 @@ class ModelRecipe(Section):
         return self
 
 
-def _laid_over(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+def laid_over(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """`above` laid over `below`, table by table; a list or a value replaces the one below it."""
     laid = dict(below)
     for key, value in above.items():
         under = laid.get(key)
-        laid[key] = _laid_over(under, value) if isinstance(under, Mapping) and isinstance(value, Mapping) else value
+        laid[key] = laid_over(under, value) if isinstance(under, Mapping) and isinstance(value, Mapping) else value
     return laid

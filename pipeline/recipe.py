@@ -4,14 +4,13 @@ A key that is not here is an error that names the file, the key and what is allo
 """
 
 import tomllib
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from pipeline.errors import PairmillError
-from pipeline.model_recipe import ModelRecipe
+from pipeline.model_recipe import ModelRecipe, laid_over
 from pipeline.rules import rules_of
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -211,24 +210,15 @@ def _merged(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
         raise PairmillError(f"{path} is not TOML: {error}", "correct that line") from None
     base = values.pop("extends", None)
     if base is not None:
-        values = merge(_merged(path.parent / str(base), (*seen, path.resolve())), values)
+        values = laid_over(_merged(path.parent / str(base), (*seen, path.resolve())), values)
     runs = values.get("train")
     if isinstance(runs, dict):
         for name, run in runs.items():
             if isinstance(run, dict) and "model" in run and isinstance(run["model"], str):
                 model_path = path.parent / run["model"]
                 rest = {key: value for key, value in run.items() if key != "model"}
-                runs[name] = merge(_merged(model_path, (*seen, path.resolve())), rest)
+                runs[name] = laid_over(_merged(model_path, (*seen, path.resolve())), rest)
     return values
-
-
-def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """`over` laid over `base`, table by table; a list or a value replaces the one below it."""
-    merged = dict(base)
-    for key, value in over.items():
-        below = merged.get(key)
-        merged[key] = merge(below, value) if isinstance(below, Mapping) and isinstance(value, Mapping) else value
-    return merged
 
 
 def _named(location: tuple[int | str, ...]) -> tuple[int | str, ...]:

@@ -6,6 +6,7 @@ Pairs in = kept + dropped + failed + quarantined.
 import json
 from typing import Any
 
+from pipeline.job import stamped_seconds
 from pipeline.store.atomic import write_json
 from pipeline.store.dataset import Dataset
 
@@ -93,9 +94,9 @@ def _seconds(dataset: Dataset) -> dict[str, float]:
     if evaluations:
         seconds["evaluate"] = sum(evaluation["seconds"] for evaluation in evaluations.values())
     for stage, product in (("catalog", dataset.catalog), ("report", dataset.root / "report" / "index.html")):
-        stamp = product.with_name(product.name + ".key.json")
-        if stamp.exists():
-            seconds[stage] = json.loads(stamp.read_text())["seconds"]
+        taken = stamped_seconds(product)
+        if taken is not None:
+            seconds[stage] = taken
     return {stage: round(value, 2) for stage, value in seconds.items()}
 
 

@@ -33,7 +33,7 @@ def detector(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint as ultralytics writes it, of a small detector of seven made-up classes."""
     import torch
 
-    from pipeline.extractors.region import import_ultralytics
+    from pipeline.extractors.region import _settle, import_ultralytics
 
     import_ultralytics()
     from ultralytics.nn.tasks import DetectionModel
@@ -41,17 +41,12 @@ def detector(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with torch.random.fork_rng():
         torch.manual_seed(7)
         model = DetectionModel("yolo11n.yaml", nc=7, verbose=False)
-        # A head that says something: untouched, every class of every anchor scores the same.
-        for module in model.modules():
-            if isinstance(module, torch.nn.BatchNorm2d):
-                module.momentum = None
-        model.train()
+        _settle(model)
+        # A head that says something: untouched, every class of every anchor scores all but the same.
         with torch.no_grad():
-            model(torch.rand(4, 3, 128, 128))
             for branch in model.model[-1].cv3:
-                branch[-1].weight.normal_(0, 0.05)
+                branch[-1].weight.normal_(0, 0.1)
                 branch[-1].bias.fill_(-1.0)
-        model.eval()
     path = tmp_path_factory.mktemp("detector") / "made_up.pt"
     torch.save({"model": model.half(), "train_args": {}}, path)
     return path

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import PairmillError
-from pipeline.recipe import Recipe, load, merge
+from pipeline.model_recipe import laid_over
+from pipeline.recipe import Recipe, load
 
 WHOLE = """
 name = "t"
@@ -218,7 +219,7 @@ def test_a_cycle_of_recipes_is_refused(tmp_path: Path) -> None:
 
 def test_merging_goes_table_by_table_and_changes_neither() -> None:
     base, over = {"a": {"x": 1, "y": [1, 2]}, "b": 1}, {"a": {"y": [3]}, "c": {"z": 1}}
-    assert merge(base, over) == {"a": {"x": 1, "y": [3]}, "b": 1, "c": {"z": 1}}
+    assert laid_over(base, over) == {"a": {"x": 1, "y": [3]}, "b": 1, "c": {"z": 1}}
     assert (base, over) == ({"a": {"x": 1, "y": [1, 2]}, "b": 1}, {"a": {"y": [3]}, "c": {"z": 1}})
 
 

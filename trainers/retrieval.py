@@ -40,6 +40,7 @@ def retrieval(scores: np.ndarray, right: np.ndarray) -> dict[str, float]:
     """Both ways for (texts, images) scores and truth: what `evaluation.json` holds under "retrieval"."""
     t2i, i2t = recall(scores, right), recall(scores.T, right.T)
     values = {f"t2i_r{cut}": t2i.reached[cut] for cut in CUTS} | {f"i2t_r{cut}": i2t.reached[cut] for cut in CUTS}
-    values |= {"chance_t2i_r10": t2i.chance[10], "chance_i2t_r10": i2t.chance[10]}
+    values |= {f"chance_t2i_r{cut}": t2i.chance[cut] for cut in CUTS}
+    values |= {f"chance_i2t_r{cut}": i2t.chance[cut] for cut in CUTS}
     values["chance_r10"] = (t2i.chance[10] + i2t.chance[10]) / 2
     return values | {"texts": scores.shape[0], "images": scores.shape[1]}

@@ -81,7 +81,6 @@ def _train(job: Job, name: str, recipe: ModelRecipe, key: str) -> dict[str, Any]
             "steps": recipe.steps,
             "parameters": sum(parameter.numel() for parameter in model.parameters()),
             "features": features_digest(store),
-            "samples_per_second": round(training.samples_per_second, 1),
         }
         metrics.write(table.folder / METRICS)
         _save(table, model, tokenizer, recipe)
@@ -89,7 +88,7 @@ def _train(job: Job, name: str, recipe: ModelRecipe, key: str) -> dict[str, Any]
         writing.add(Shard.of(table.folder, SHARD, key, files, {"pairs": len(pairs["train"])}))
         writing.commit(info)
     checkpoint.remove()
-    job.log("done", run=name, **info)
+    job.log("done", run=name, samples_per_second=round(training.samples_per_second, 1), **info)
     return info
 
 

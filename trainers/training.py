@@ -70,7 +70,7 @@ class Training:
         saved = begun = time.monotonic()
         seen = 0
         validate_at = {recipe.steps * (n + 1) // recipe.validations - 1 for n in range(recipe.validations)}
-        with tqdm(total=recipe.steps, initial=first, desc=self.label, unit="step") as bar:
+        with tqdm(total=recipe.steps, initial=first, desc=self.label, unit="step", disable=None) as bar:
             for step, batch in self._batches(first, recipe.steps if stop is None else stop):
                 loss = self._step(step, batch)
                 if step.number in validate_at and self.validation is not None:

@@ -18,7 +18,7 @@ class FeatureMaps:
     """RGB images -> (images, channels, h, w). Each is resized to a square, so that nothing is cropped away."""
 
     def __init__(self, section: Cnn, weights: Weights) -> None:
-        self.image_size = section.image_size
+        self.name, self.image_size = section.model, section.image_size
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         try:
             model = timm.create_model(section.model, pretrained=False)
@@ -39,6 +39,8 @@ class FeatureMaps:
         squares = np.stack([cv2.resize(image, size, interpolation=_interpolation(image, size)) for image in images])
         tensor = torch.from_numpy(squares).to(self.device).permute(0, 3, 1, 2).float()
         maps: torch.Tensor = self.model.forward_features((tensor - self._mean) / self._std)
+        if maps.ndim != 4 or maps.shape[1] != self.channels:
+            raise PairmillError(f"{self.name} gives no feature maps of a CNN", "name a CNN in [extract] model")
         return maps
 
 

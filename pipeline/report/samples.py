@@ -65,10 +65,10 @@ def dropped(connection: duckdb.DuckDBPyConnection, has_images: bool) -> dict[tup
     rows = connection.execute(
         f"""SELECT drawn.stage, drawn.rule, pairs.uid, pairs.url, pairs.text, {key}, drawn.value
             FROM (FROM drops WHERE stage IN ('screen', 'filter')
-                  QUALIFY row_number() OVER (PARTITION BY stage, rule ORDER BY {_order('uid')}, uid)
+                  QUALIFY row_number() OVER (PARTITION BY stage, rule ORDER BY {_order("uid")}, uid)
                           <= {DROPPED * SPARE}) drawn
             JOIN rules USING (stage, rule) JOIN pairs USING (uid) {join}
-            ORDER BY rules.position, {_order('uid')}, uid"""
+            ORDER BY rules.position, {_order("uid")}, uid"""
     ).fetchall()
     groups: dict[tuple[str, str], list[Sample]] = defaultdict(list)
     for stage, rule, uid, url, text, image, value in rows:

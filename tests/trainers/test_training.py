@@ -146,7 +146,7 @@ def test_train_and_evaluate(tmp_path: Path) -> None:
     for name, recipe in RUNS.items():
         table = dataset.run(name)
         info = table.manifest.info
-        assert {"loss_first", "loss_last", "steps", "parameters", "features", "samples_per_second"} <= set(info)
+        assert {"loss_first", "loss_last", "steps", "parameters", "features"} <= set(info)
         curves = pq.read_table(table.folder / "metrics.parquet")
         assert curves.column_names == ["step", "name", "value"]
         names = set(curves["name"].to_pylist())
