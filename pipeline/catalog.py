@@ -18,7 +18,6 @@ MAX_ROWS = 200
 def run(job: Job) -> str:
     dataset = job.dataset
     tables = [dataset.pairs, dataset.quarantine, dataset.screened, dataset.images, dataset.filtered]
-    tables += [dataset.features(name) for name in dataset.extractors()] + [dataset.run(name) for name in dataset.runs()]
     dataset.pairs.manifest  # noqa: B018 - says that `ingest` must run first
     key = job.key(VERSION, str(dataset.root.resolve()), *(table for table in tables if table.exists))
     if is_stamped(dataset.catalog, key):

@@ -88,6 +88,7 @@ def run(job: Job) -> str:
                 "is the server up, and does [download] allow its scheme and host?",
             )
         manifest = writing.commit(check=account)
+    shutil.rmtree(lists)
     return (
         f"{manifest.count('requested'):,} urls = {manifest.count('ok'):,} downloaded + {_failures(manifest):,} failed"
     )

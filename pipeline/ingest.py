@@ -46,10 +46,11 @@ def run(job: Job) -> str:
         for name, source in zip(names, sources, strict=True)
     }
     key = job.key(VERSION, section, list(file_keys.values()))
+    staging = job.dataset.root / ".staging" / key
     if job.dataset.pairs.is_current(key) and job.dataset.quarantine.is_current(key):
+        shutil.rmtree(staging, ignore_errors=True)  # where the last run was cut off at its very end
         return UP_TO_DATE
 
-    staging = job.dataset.root / ".staging" / key
     for old in staging.parent.glob("*"):
         if old != staging:
             shutil.rmtree(old)

@@ -68,6 +68,8 @@ def _features(dataset: Dataset, name: str) -> dict[str, Any]:
     size = sum(file.bytes for shard in manifest.shards for file in shard.files)
     identity = manifest.info["identity"]
     model = identity["model"] if identity["trained"] else f"{identity['model']}, untrained"
+    if "pooled_from" in identity:
+        model += f", features from {identity['pooled_from']}"
     return {
         "rows": rows,
         "bytes_per_image": round(size / max(rows, 1)),

@@ -11,10 +11,11 @@ import torch
 from torchvision.ops import box_iou, roi_align
 
 from pipeline.errors import PairmillError
+from pipeline.extractors.cnn import FeatureMaps
 from pipeline.extractors.region import RegionExtractor, import_ultralytics
 from pipeline.recipe import Region
 from pipeline.store.atomic import file_sha256
-from pipeline.weights import UNTRAINED, Weights
+from pipeline.weights import UNTRAINED, Weights, find
 
 SIZE = 128
 
@@ -163,3 +164,16 @@ def test_a_file_that_is_no_detector_is_refused(tmp_path: Path, content: bytes) -
 def test_an_unknown_architecture_without_weights_is_refused() -> None:
     with pytest.raises(PairmillError, match=r"absent\.pt"):
         RegionExtractor(section_of(weights=["sub/absent.pt"]), Weights(None, UNTRAINED))
+
+
+def test_features_pooled_from_a_cnn_are_those_of_its_map_at_the_boxes(detector: Path) -> None:
+    section = section_of(cnn={"model": "tf_efficientnet_lite0", "image_size": 160})
+    assert section.cnn is not None
+    weights = Weights(detector, file_sha256(detector), find(section.cnn))
+    extractor, maps = RegionExtractor(section, weights), FeatureMaps(section.cnn, find(section.cnn))
+    for image, found in zip(pictures(), extractor(pictures()), strict=True):
+        pixels = torch.from_numpy(found["boxes"]) * 160
+        wanted = roi_align(maps([image]), [pixels], 3, 1 / 32, 2, aligned=True).mean((2, 3)).numpy()
+        np.testing.assert_allclose(found["features"], wanted, atol=0.02, rtol=0.02)
+    assert extractor.identity["pooled_from_sha256"] == find(section.cnn).sha256
+    assert weights.digests != Weights(detector, weights.sha256).digests

@@ -1,0 +1,57 @@
+"""The catalog: views over the files, opened read-only, in step with the data and with nothing else."""
+
+from pathlib import Path
+
+import pytest
+from conftest import Web
+
+from pipeline.cli import main
+
+
+@pytest.fixture
+def data(web: Web, tmp_path: Path) -> Path:
+    for stage in ("ingest", "screen", "catalog"):
+        assert main([stage, "--data", str(tmp_path), "--recipe", str(web.recipe)]) == 0
+    return tmp_path
+
+
+def sql(data: Path, query: str) -> int:
+    return main(["sql", "--data", str(data), query])
+
+
+def test_the_funnel_and_the_kept_pairs_make_up_all_pairs(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    query = (
+        "SELECT (SELECT sum(pairs) FROM funnel) + (SELECT count(*) FROM kept) = (SELECT count(*) FROM pairs) AS same"
+    )
+    assert sql(data, query) == 0
+    assert "true" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("query", ["DROP VIEW pairs", "CREATE TABLE t AS SELECT 1", "SELEC 1", "FROM nowhere"])
+def test_what_writes_or_is_wrong_is_refused_in_duckdbs_words(
+    data: Path, query: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = (data / "catalog.duckdb").read_bytes()
+    assert sql(data, query) == 1
+    assert "Error" in capsys.readouterr().err
+    assert (data / "catalog.duckdb").read_bytes() == before
+
+
+def test_a_run_or_a_feature_table_does_not_make_it_stale(
+    web: Web, data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for folder in ("runs/one", "features/grid"):
+        (data / folder).mkdir(parents=True)
+        (data / folder / "manifest.json").write_text((data / "pairs" / "manifest.json").read_text())
+    capsys.readouterr()
+    assert main(["catalog", "--data", str(data), "--recipe", str(web.recipe)]) == 0
+    assert "up to date" in capsys.readouterr().out
+
+
+def test_it_follows_the_dataset_to_another_folder(
+    web: Web, data: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    moved = tmp_path_factory.mktemp("elsewhere") / "moved"
+    data.rename(moved)
+    assert main(["catalog", "--data", str(moved), "--recipe", str(web.recipe)]) == 0
+    assert sql(moved, "FROM kept") == 0
