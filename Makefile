@@ -53,8 +53,8 @@ report: $(READY) ## one HTML page: the funnel, pictures, curves, retrieval
 	@$(STAGE)
 
 sql: $(READY) ## ask the catalog: make sql Q="FROM funnel"
-	@$(MILL) sql --data "$(DATA)" $(if $(Q),"$$Q",$(error say what: make sql Q="FROM funnel"))
-sql: export Q := $(Q)
+	@$(MILL) sql --data "$(DATA)" -- $(if $(Q),"$$QUERY",$(error say what: make sql Q="FROM funnel"))
+sql: export QUERY := $(value Q)
 
 summary: $(READY) ## the dataset's numbers so far, also as summary.json
 	@$(MILL) summary --data "$(DATA)"

@@ -25,6 +25,10 @@ def main(arguments: list[str] | None = None) -> int:
     """Run one command; returns the exit status. What a user can cause ends in one message and no traceback."""
     options = _parser().parse_args(arguments)
     try:
+        if set("*?[]{}").intersection(str(options.data.absolute())):
+            raise PairmillError(
+                f"{options.data.absolute()}: DuckDB takes * ? [ ] {{ }} for a pattern", "rename the folder"
+            )
         options.run(options)
     except PairmillError as error:
         return _fail(str(error))
@@ -132,7 +136,7 @@ def _demo(options: argparse.Namespace) -> None:
 def _sql(options: argparse.Namespace) -> None:
     from pipeline.catalog import query
 
-    query(options.data / "catalog.duckdb", options.query)
+    query(Dataset(options.data), options.query)
 
 
 def _summary(options: argparse.Namespace) -> None:

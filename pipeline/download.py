@@ -56,7 +56,7 @@ def is_current(job: Job) -> bool:
 
 
 def _key(job: Job) -> str:
-    return job.key(VERSION, job.recipe.download, job.dataset.screened)
+    return job.key(VERSION, job.recipe.download, job.dataset.pairs, job.dataset.screened)
 
 
 def run(job: Job) -> str:
@@ -85,7 +85,7 @@ def run(job: Job) -> str:
             causes = ", ".join(f"{name[7:]} {number}" for name, number in totals.items() if name.startswith("failed/"))
             raise PairmillError(
                 f"none of the {totals['requested']:,} images could be had ({causes})",
-                "is the server up, and does [download] allow its scheme and host?",
+                "is the server up? [download] allow_hosts names hosts on private addresses that may be asked",
             )
         manifest = writing.commit(check=account)
     shutil.rmtree(lists)

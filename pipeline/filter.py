@@ -23,7 +23,8 @@ WHERE status = 'ok'"""
 
 def run(job: Job) -> str:
     rules, split = job.recipe.filter.rules, job.recipe.split
-    key = job.key(VERSION, job.recipe.filter, split, job.dataset.screened, job.dataset.images)
+    dataset = job.dataset
+    key = job.key(VERSION, job.recipe.filter, split, dataset.pairs, dataset.screened, dataset.images)
     if job.dataset.filtered.is_current(key):
         return UP_TO_DATE
     with job.dataset.connect(job.recipe.engine.memory_limit, job.engine.workers) as connection:

@@ -243,7 +243,9 @@ def _write_bucket(name: str, *, keys: dict[str, str], staging: Path, folder: Pat
                 f"WHERE bucket = {int(name)}"
             )
         except duckdb.IOException:
-            raise PairmillError("the lists hold no readable pair", "see pairs/quarantine for the reasons") from None
+            raise PairmillError(
+                "the lists hold no readable pair", "are they empty? pairs/quarantine says why rows were refused"
+            ) from None
         copy = "row_number() OVER (PARTITION BY uid ORDER BY file, row)"
         with replacing(folder / pairs_name) as path:
             write_parquet(connection, f"FROM rows QUALIFY {copy} = 1 ORDER BY uid", path)

@@ -4,6 +4,7 @@ Pairs in = kept + dropped + failed + quarantined.
 """
 
 import json
+from pathlib import Path
 from typing import Any
 
 from pipeline.job import stamped_seconds
@@ -45,7 +46,7 @@ def collect(dataset: Dataset) -> dict[str, Any]:
         run: {name: dataset.run(run).manifest.info[name] for name in ("loss_first", "loss_last")}
         for run in dataset.runs()
     }
-    summary["retrieval"] = {run: evaluation["retrieval"] for run, evaluation in _evaluations(dataset).items()}
+    summary["retrieval"] = {run: evaluation["retrieval"] for run, evaluation in evaluations(dataset).items()}
     report = dataset.root / "report" / "index.html"
     summary["report"] = str(report) if report.exists() else None
     summary["warnings"] = [
@@ -67,7 +68,8 @@ def _features(dataset: Dataset, name: str) -> dict[str, Any]:
     rows = manifest.count("rows")
     size = sum(file.bytes for shard in manifest.shards for file in shard.files)
     identity = manifest.info["identity"]
-    model = identity["model"] if identity["trained"] else f"{identity['model']}, untrained"
+    model = "the pixels themselves" if identity["kind"] == "pixel" else identity["model"]
+    model = model if identity["trained"] else f"{model}, untrained"
     if "pooled_from" in identity:
         model += f", features from {identity['pooled_from']}"
     return {
@@ -92,9 +94,9 @@ def _seconds(dataset: Dataset) -> dict[str, float]:
         seconds["extract"] = max(dataset.features(name).manifest.seconds for name in dataset.extractors())
     if dataset.runs():
         seconds["train"] = sum(dataset.run(name).manifest.seconds for name in dataset.runs())
-    evaluations = _evaluations(dataset)
-    if evaluations:
-        seconds["evaluate"] = sum(evaluation["seconds"] for evaluation in evaluations.values())
+    evaluated = evaluations(dataset)
+    if evaluated:
+        seconds["evaluate"] = sum(evaluation["seconds"] for evaluation in evaluated.values())
     for stage, product in (("catalog", dataset.catalog), ("report", dataset.root / "report" / "index.html")):
         taken = stamped_seconds(product)
         if taken is not None:
@@ -102,16 +104,27 @@ def _seconds(dataset: Dataset) -> dict[str, float]:
     return {stage: round(value, 2) for stage, value in seconds.items()}
 
 
-def _evaluations(dataset: Dataset) -> dict[str, Any]:
+def evaluations(dataset: Dataset) -> dict[str, Any]:
+    """Run -> what `evaluate` wrote about it."""
     paths = {run: dataset.root / "runs" / run / "evaluation.json" for run in dataset.runs()}
-    return {run: json.loads(path.read_text()) for run, path in paths.items() if path.exists()}
+    found = {run: _read_json(path) for run, path in paths.items()}
+    return {run: value for run, value in found.items() if value is not None}
+
+
+def _read_json(path: Path) -> dict[str, Any] | None:
+    """None where the file is missing or broken: whoever wrote it writes it anew."""
+    try:
+        value = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return None
+    return value if isinstance(value, dict) else None
 
 
 def write(dataset: Dataset) -> dict[str, Any]:
     """Collect the summary and write `summary.json`, where it is not already there in these words."""
     summary = collect(dataset)
     path = dataset.root / "summary.json"
-    if not path.exists() or json.loads(path.read_text()) != summary:
+    if _read_json(path) != summary:
         write_json(path, summary)
     return summary
 

@@ -79,7 +79,7 @@ def test_a_stage_before_its_predecessor_says_which_to_run(
 def test_questions_before_there_is_an_answer_say_what_to_run(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert "make catalog" in refused(capsys, "sql", "--data", tmp_path, "FROM pairs")
+    assert "make ingest" in refused(capsys, "sql", "--data", tmp_path, "FROM pairs")
     assert "make ingest" in refused(capsys, "summary", "--data", tmp_path)
 
 

@@ -30,11 +30,12 @@ SHOWN = 5
 def run(job: Job) -> str:
     """Evaluate the selected runs whose evaluation is not current; returns one line, or `UP_TO_DATE`."""
     summaries = []
+    kept = job.dataset.kept_digest((SPLIT,), job.recipe.engine.memory_limit)
     for name in job.selected(list(job.recipe.train)):
         table = job.dataset.run(name)
         path = table.folder / EVALUATION
         recipe = job.recipe.train[name]
-        key = job.key(VERSION, table, job.dataset.filtered, job.dataset.features(recipe.features))
+        key = job.key(VERSION, table, kept, job.dataset.features(recipe.features))
         if is_current(path, key):
             continue
         started = time.monotonic()

@@ -8,6 +8,7 @@ from tokenizers import Tokenizer
 
 from pipeline.errors import PairmillError
 from pipeline.model_recipe import ModelRecipe
+from pipeline.store.atomic import file_sha256
 from pipeline.store.features import FeatureStore
 from pipeline.store.table import Table
 from trainers.model import VisionLanguageModel
@@ -36,6 +37,10 @@ def load_run(table: Table, store: FeatureStore) -> SavedRun:
             f"{table.folder} was trained on other features than those of {store.identity['model']} now in the store",
             "run `make train` again, or bring back the extractor's former settings and weights",
         )
+    for shard in table.manifest.shards:
+        for file in shard.files:
+            if file_sha256(table.folder / file.name) != file.sha256:
+                raise PairmillError(f"{table.folder / file.name} is damaged", "remove it and run `make train` again")
     recipe = ModelRecipe.model_validate(json.loads((table.folder / RECIPE).read_text()))
     tokenizer = Tokenizer.from_file(str(table.folder / TOKENIZER))
     model = VisionLanguageModel(recipe, tokenizer.get_vocab_size(), feature_shape(store, recipe.vision.kind))

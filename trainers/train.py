@@ -36,22 +36,16 @@ SHARD = "model"
 def run(job: Job) -> str:
     """Train the selected runs that are not up to date; returns one line, or `UP_TO_DATE`."""
     summaries = []
+    kept = job.dataset.kept_digest(("train", "validation"), job.recipe.engine.memory_limit)
     for name in job.selected(list(job.recipe.train)):
         recipe = job.recipe.train[name]
-        key = job.key(VERSION, recipe, *inputs(job, recipe))
+        key = job.key(VERSION, recipe, kept, job.dataset.features(recipe.features))
         if not job.dataset.run(name).is_current(key):
             info = _train(job, name, recipe, key)
             summaries.append(
                 f"{name}: loss {info['loss_first']:.3f} -> {info['loss_last']:.3f} in {info['steps']} steps"
             )
     return "; ".join(summaries) or UP_TO_DATE
-
-
-def inputs(job: Job, recipe: ModelRecipe) -> list[Table]:
-    """The tables that decide what a training sees."""
-    dataset = job.dataset
-    screened = [dataset.screened] if dataset.screened.exists else []
-    return [dataset.pairs, *screened, dataset.images, dataset.filtered, dataset.features(recipe.features)]
 
 
 def _train(job: Job, name: str, recipe: ModelRecipe, key: str) -> dict[str, Any]:

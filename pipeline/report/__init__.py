@@ -4,7 +4,6 @@ The page stands alone: pictures and curves are inlined, nothing is fetched and n
 give the same page, byte for byte. Sections whose stage has not run are left out.
 """
 
-import json
 import time
 from pathlib import Path
 from typing import Any
@@ -27,7 +26,7 @@ def run(job: Job) -> str:
     dataset = job.dataset
     dataset.pairs.manifest  # noqa: B018 - says that `ingest` must run first
     path = dataset.root / "report" / "index.html"
-    evaluations = _evaluations(dataset)
+    evaluations = summary.evaluations(dataset)
     tables = [dataset.pairs, dataset.quarantine, dataset.screened, dataset.images, dataset.filtered]
     tables += [dataset.features(name) for name in dataset.extractors()] + [dataset.run(name) for name in dataset.runs()]
     key = job.key(VERSION, job.recipe, evaluations, *(table for table in tables if table.exists))
@@ -77,8 +76,3 @@ def _contents(
         "seconds": {stage: value for stage, value in numbers["seconds"].items() if stage != "report"},
         "recipe": toml(recipe.model_dump(mode="json", exclude_none=True)),
     }
-
-
-def _evaluations(dataset: Dataset) -> dict[str, Any]:
-    paths: dict[str, Path] = {name: dataset.run(name).folder / "evaluation.json" for name in dataset.runs()}
-    return {name: json.loads(path.read_text()) for name, path in paths.items() if path.exists()}

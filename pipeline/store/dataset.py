@@ -5,13 +5,14 @@ pairs/quarantine/   rows that could not be read       features/<name>/    one fe
 images/             WebDataset shards and metadata    runs/<name>/        one training each
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import duckdb
 
 from pipeline.errors import PairmillError
+from pipeline.store.atomic import digest
 from pipeline.store.table import Table
 from pipeline.store.views import create_views
 
@@ -41,6 +42,14 @@ class Dataset:
     def runs(self) -> list[str]:
         """Names of the finished trainings."""
         return sorted(path.parent.name for path in self.root.glob("runs/*/manifest.json"))
+
+    def kept_digest(self, splits: Sequence[str], memory_limit: str = "4GB") -> str:
+        """A digest of the kept pairs of these splits and of their images: what a model sees of all the stages' work."""
+        with self.connect(memory_limit) as connection:
+            query = (
+                "SELECT count(*), bit_xor(md5_number(uid || key || split)) FROM kept WHERE split IN (FROM unnest(?))"
+            )
+            return digest(connection.execute(query, [list(splits)]).fetchone())
 
     @contextmanager
     def connect(self, memory_limit: str = "4GB", threads: int | None = None) -> Iterator[duckdb.DuckDBPyConnection]:

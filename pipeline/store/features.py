@@ -51,7 +51,8 @@ def write_features(path: Path, rows: Iterable[ImageFeatures], columns: Mapping[s
         "n": pa.array([row.n for row in ordered], pa.int32()),
     }
     for name, column in columns.items():
-        arrays = [np.ascontiguousarray(row[name], dtype=column.dtype) for row in ordered]
+        with np.errstate(over="ignore"):  # what overflows is refused below
+            arrays = [np.ascontiguousarray(row[name], dtype=column.dtype) for row in ordered]
         for row, array in zip(ordered, arrays, strict=True):
             if array.shape != (row.n, *column.shape):
                 raise ValueError(f"{name} of image {row.key} has shape {array.shape}, not {(row.n, *column.shape)}")
@@ -98,7 +99,9 @@ class FeatureStore:
                 file = pq.ParquetFile(path, memory_map=True)
                 keys = file.read(columns=["key"])["key"].to_pylist()
             except (OSError, pa.ArrowInvalid) as error:
-                raise PairmillError(f"{path} cannot be read: {error}", "run `make extract` again") from error
+                raise PairmillError(
+                    f"{path} cannot be read: {error}", "remove it and run `make extract` again"
+                ) from error
             self._files.append(file)
             for position, key in enumerate(keys):
                 self._place[key] = (len(self._files) - 1, position // ROWS_PER_GROUP, position % ROWS_PER_GROUP)
