@@ -20,7 +20,7 @@ def run(job: Job) -> str:
 
 
 def refresh(dataset: Dataset) -> list[str] | None:
-    """Make the catalog where the tables have changed since; returns its views' names, or None where it is up to date."""
+    """Make the catalog if the tables have changed since; returns its views' names, or None if it is up to date."""
     tables = [dataset.pairs, dataset.quarantine, dataset.screened, dataset.images, dataset.filtered]
     dataset.pairs.manifest  # noqa: B018 - says that `ingest` must run first
     key = digest("catalog", VERSION, str(dataset.root.resolve()), [t.manifest.digest for t in tables if t.exists])

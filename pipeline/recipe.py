@@ -172,8 +172,9 @@ class Recipe(Section):
     @model_validator(mode="after")
     def _features_exist(self) -> "Recipe":
         for run, model in self.train.items():
-            if model.features not in self.extract:
-                there = ", ".join(self.extract) or "none"
+            # Without any [extract] the features may have come to the dataset some other way.
+            if self.extract and model.features not in self.extract:
+                there = ", ".join(self.extract)
                 raise ValueError(f"train.{run}: features {model.features!r} is no extractor; [extract] has {there}")
         return self
 

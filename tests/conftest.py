@@ -2,30 +2,17 @@
 
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import corpus
 import pytest
+from served import FAULTS, Web
 
-from pipeline.demo.server import Faults, serving
+from pipeline.demo.server import serving
 
 # Ray's workers import the tests' own functions from here.
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(Path(__file__).parent), os.environ.get("PYTHONPATH")]))
 os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"
-
-FAULTS = Faults(seed=3, missing=0.06, slow=0.05, slow_seconds=0.05, stalled=0.03, stalled_seconds=60)
-
-
-@dataclass(frozen=True)
-class Web:
-    """The corpus, served: its lists, its recipe."""
-
-    corpus: corpus.Corpus
-    folder: Path
-    base_url: str
-    lists: list[Path]
-    recipe: Path
 
 
 @pytest.fixture(scope="session")

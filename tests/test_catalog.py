@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from conftest import Web
+from served import Web
 
 from pipeline.cli import main
 
@@ -55,3 +55,12 @@ def test_it_follows_the_dataset_to_another_folder(
     data.rename(moved)
     assert main(["catalog", "--data", str(moved), "--recipe", str(web.recipe)]) == 0
     assert sql(moved, "FROM kept") == 0
+
+
+def test_sql_answers_from_the_tables_of_now(web: Web, data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe = data / "other.toml"
+    recipe.write_text(web.recipe.read_text().replace("min_words = 3", "min_words = 2"))
+    assert main(["screen", "--data", str(data), "--recipe", str(recipe)]) == 0
+    capsys.readouterr()
+    assert sql(data, "SELECT threshold::INT AS t FROM rules WHERE rule = 'min_words'") == 0
+    assert "2" in capsys.readouterr().out.split()

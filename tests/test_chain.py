@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import reference
 from command import DATA_STAGES, call, committed_bytes, finish, kill_hard, session_members, start, until
-from conftest import FAULTS, Web
+from served import FAULTS, Web
 
 from pipeline import summary
 from pipeline.cli import main
@@ -227,3 +227,27 @@ def test_ctrl_c_ends_with_status_130_and_one_line(built: Path, web: Web, tmp_pat
         "error: interrupted; what is done is kept: run it again to carry on"
     ]
     until(lambda: not session_members(process.pid), 10, "workers outlive Ctrl-C")
+
+
+def test_a_touched_list_makes_only_ingest_again(
+    web: Web, built: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(built, data)
+    for path in web.lists:
+        os.utime(path)
+    run("ingest", web, data)
+    assert "up to date" not in capsys.readouterr().out
+    for stage in ("screen", "download", "filter", "extract"):  # the server's requests would fail: ports are not asked
+        run(stage, web, data)
+        assert "up to date" in capsys.readouterr().out
+
+
+def test_a_shard_that_went_missing_is_named_with_the_stage_that_makes_it(
+    web: Web, built: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(built, data)
+    (data / "pairs" / "00000.parquet").unlink()
+    assert main(["screen", "--data", str(data), "--recipe", str(web.recipe)]) == 1
+    assert "run `make ingest`" in capsys.readouterr().err

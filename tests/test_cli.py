@@ -12,7 +12,7 @@ from pathlib import Path
 import corpus
 import pytest
 from command import call, committed_bytes, finish, start, until
-from conftest import Web
+from served import Web
 
 from pipeline.cli import main
 from pipeline.demo.server import Faults, serving

@@ -39,7 +39,13 @@ def run(job: Job) -> str:
     kept = job.dataset.kept_digest(("train", "validation"), job.recipe.engine.memory_limit)
     for name in job.selected(list(job.recipe.train)):
         recipe = job.recipe.train[name]
-        key = job.key(VERSION, recipe, kept, job.dataset.features(recipe.features))
+        features = job.dataset.features(recipe.features)
+        if not features.exists and recipe.features not in job.recipe.extract:
+            raise PairmillError(
+                f"{name}: the dataset has no {features.folder}, and the recipe no [extract.{recipe.features}]",
+                "add that section and run `make extract`",
+            )
+        key = job.key(VERSION, recipe, kept, features)
         if not job.dataset.run(name).is_current(key):
             info = _train(job, name, recipe, key)
             summaries.append(

@@ -5,7 +5,6 @@ give the same page, byte for byte. Sections whose stage has not run are left out
 """
 
 import time
-from pathlib import Path
 from typing import Any
 
 import duckdb
