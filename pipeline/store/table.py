@@ -182,7 +182,7 @@ class Writing:
         return self._seconds_before + time.monotonic() - self._started
 
     def _line(self, shard: Shard) -> str:
-        return json.dumps(asdict(shard) | {"elapsed": round(self._elapsed(), 3)}, sort_keys=True) + "\n"
+        return json.dumps(asdict(shard) | {"elapsed": round(self._elapsed(), 3)}) + "\n"
 
     @property
     def todo(self) -> list[str]:

@@ -217,3 +217,19 @@ def test_replacing_keeps_the_old_file_when_the_new_one_fails(tmp_path: Path) -> 
         raise RuntimeError("half way")
     assert json.loads(path.read_text()) == {"a": 1}
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_table_that_was_carried_on_is_the_same_to_its_readers(tmp_path: Path) -> None:
+    digests = []
+    for interrupted in (False, True):
+        table = Table(tmp_path / str(interrupted), "ingest")
+        with table.writing("key", {"0": "k"}) as writing:
+            (table.folder / "0.parquet").write_bytes(b"rows")
+            # Counts in no order of the alphabet: they must come out of the journal as they went in.
+            writing.add(Shard.of(table.folder, "0", "k", ["0.parquet"], {"requested": 2, "ok": 1, "failed/dns": 1}))
+            if not interrupted:
+                digests.append(writing.commit().digest)
+        if interrupted:
+            with table.writing("key", {"0": "k"}) as writing:
+                digests.append(writing.commit().digest)
+    assert digests[0] == digests[1]
