@@ -179,7 +179,7 @@ def disturb(web: Web, data: Path, expected: dict[str, str], kills: int, seed: in
     draw = random.Random(seed)
     seconds: dict[str, float] = {}
     arguments = ("--data", data, "--recipe", web.recipe, "--workers", 2)
-    names = tuple(f"features/{name}/" for name in only.split(","))
+    names = tuple(f"features/{name}/" for name in only.split(",")) if only else ("features/",)
     expected = {
         name: digest for name, digest in expected.items() if not name.startswith("features/") or name.startswith(names)
     }
