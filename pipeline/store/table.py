@@ -109,11 +109,10 @@ class Table:
 
     def is_current(self, key: str) -> bool:
         """Whether the table was committed under `key` and its files are all in place."""
-        return (
-            self.exists
-            and self.manifest.key == key
-            and all(shard.is_whole(self.folder) for shard in self.manifest.shards)
-        )
+        if not self.exists:
+            return False
+        manifest = self.manifest
+        return manifest.key == key and all(shard.is_whole(self.folder) for shard in manifest.shards)
 
     def paths(self, suffix: str) -> list[Path]:
         """The table's files with this suffix, in shard order."""
