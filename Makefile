@@ -14,7 +14,7 @@ STAGE  = $(MILL) $@ --data "$(DATA)" --recipe "$(RECIPE)" --engine "$(ENGINE)" $
 STAGES := ingest screen download filter extract catalog train evaluate report
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo $(STAGES) sql summary test test-slow lint format
+.PHONY: help setup demo $(STAGES) retry rules sql summary bench-data test test-slow lint format
 
 help: ## this list
 	@echo "make TARGET [RECIPE=recipes/demo.toml] [DATA=data/demo] [ENGINE=local|ray] [WORKERS=n]"; echo
@@ -39,6 +39,8 @@ screen: $(READY) ## apply the rules that need only url and text, before anything
 	@$(STAGE)
 download: $(READY) ## fetch the images that are left, into WebDataset shards
 	@$(STAGE)
+retry: $(READY) ## fetch again what failed for a cause that can change
+	@$(STAGE)
 filter: $(READY) ## apply the rules that need the image; fetches nothing
 	@$(STAGE)
 extract: $(READY) ## region, grid and pixel features, once a model  [ONLY=region,grid]
@@ -52,12 +54,18 @@ evaluate: $(READY) ## image-text retrieval on the test split  [ONLY=uniter]
 report: $(READY) ## one HTML page: the funnel, pictures, curves, retrieval
 	@$(STAGE)
 
+rules: $(READY) ## every rule, what it takes and where it comes from
+	@$(MILL) rules
+
 sql: $(READY) ## ask the catalog: make sql Q="FROM funnel"
 	@$(MILL) sql --data "$(DATA)" -- $(if $(Q),"$$QUERY",$(error say what: make sql Q="FROM funnel"))
 sql: export QUERY := $(value Q)
 
 summary: $(READY) ## the dataset's numbers so far, also as summary.json
 	@$(MILL) summary --data "$(DATA)"
+
+bench-data: $(READY) ## how fast the data stages are, beside their peers in the same run  [SIZE=quick]
+	.venv/bin/python -m tests.bench.data $(if $(SIZE),--$(SIZE))
 
 test: $(READY) ## the tests
 	.venv/bin/python -m pytest

@@ -21,9 +21,8 @@ def run(job: Job) -> str:
 
 def refresh(dataset: Dataset) -> list[str] | None:
     """Make the catalog if the tables have changed since; returns its views' names, or None if it is up to date."""
-    tables = [dataset.pairs, dataset.quarantine, dataset.screened, dataset.images, dataset.filtered]
     dataset.pairs.manifest  # noqa: B018 - says that `ingest` must run first
-    key = digest("catalog", VERSION, str(dataset.root.resolve()), [t.manifest.digest for t in tables if t.exists])
+    key = digest("catalog", VERSION, str(dataset.root.resolve()), [table.manifest.digest for table in dataset.data_tables()])
     if is_stamped(dataset.catalog, key):
         return None
     started = time.monotonic()

@@ -67,6 +67,8 @@ def _parser() -> argparse.ArgumentParser:
         sub.add_argument("--engine", default="local", help="local or ray")
         sub.add_argument("--workers", type=int, help="worker processes; the recipe's [engine] workers otherwise")
 
+    rules = commands.add_parser("rules", help="every rule with what it takes and its source")
+    rules.set_defaults(run=_rules, data=Path())
     for stage in STAGES:
         sub = command(stage, _stage, f"run the stage {stage}")
         add_recipe(sub)
@@ -131,6 +133,12 @@ def _demo(options: argparse.Namespace) -> None:
             else:
                 run_stage(job)
         print("\n" + summary.table(summary.write(Dataset(options.data))))
+
+
+def _rules(options: argparse.Namespace) -> None:
+    from pipeline.rules import listing
+
+    print(listing())
 
 
 def _sql(options: argparse.Namespace) -> None:

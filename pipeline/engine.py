@@ -31,6 +31,8 @@ class Engine(Protocol):
 
     def map(self, function: Callable[[str], Result], tasks: Sequence[str], label: str) -> Iterator[Result]: ...
 
+    def close(self) -> None: ...
+
 
 def engine(kind: str, workers: int) -> "Engine":
     """The engine named `kind`: "local" or "ray". `workers` = 0 means one a CPU core."""
@@ -52,10 +54,17 @@ def _lost(task: str, tries: int) -> PairmillError:
 
 
 class LocalEngine:
-    """Spawned processes on this machine."""
+    """Spawned processes on this machine. They outlive a `map`, since starting one and its imports takes seconds."""
 
     def __init__(self, workers: int) -> None:
         self.workers = workers
+        self._pool: ProcessPoolExecutor | None = None
+
+    def close(self) -> None:
+        """End the workers. The next `map` starts others."""
+        if self._pool is not None:
+            _stop(self._pool)
+            self._pool = None
 
     def map(self, function: Callable[[str], Result], tasks: Sequence[str], label: str) -> Iterator[Result]:
         tries = dict.fromkeys(tasks, 0)
@@ -63,10 +72,11 @@ class LocalEngine:
         with tqdm(total=len(tasks), desc=label, unit="shard", disable=None if tasks else True) as bar:
             suspects: set[str] = set()
             while left:
-                pool = ProcessPoolExecutor(
-                    min(self.workers, len(left)), multiprocessing.get_context("spawn"), initializer=_start_worker
-                )
+                if self._pool is None:
+                    context = multiprocessing.get_context("spawn")
+                    self._pool = ProcessPoolExecutor(self.workers, context, initializer=_start_worker)
                 running: dict[Future[Result], str] = {}
+                finished = False
                 try:
                     # Only as many as there are workers are out at once, and what was out when a worker was lost goes
                     # alone, last: so a lost worker costs few others a try, and the blame falls on the right one.
@@ -75,16 +85,18 @@ class LocalEngine:
                             yield from self._collect(running, left, bar)
                         tries[task] += 1
                         with _deaf_to_interrupts():
-                            running[pool.submit(function, task)] = task
+                            running[self._pool.submit(function, task)] = task
                     while running:
                         yield from self._collect(running, left, bar)
+                    finished = True
                 except BrokenProcessPool:
                     suspects.update(running.values())
                     for task in running.values():
                         if tries[task] > RETRIES:
                             raise _lost(task, tries[task]) from None
                 finally:
-                    _stop(pool)
+                    if not finished:
+                        self.close()
 
     def _collect(self, running: dict["Future[Result]", str], left: list[str], bar: Any) -> Iterator[Result]:
         for future in wait(running, return_when=FIRST_COMPLETED).done:
@@ -142,6 +154,9 @@ class RayEngine:
         except ImportError:
             raise PairmillError("ENGINE=ray needs Ray", "pip install 'pairmill[ray]'") from None
         self.ray = ray
+
+    def close(self) -> None:
+        """Nothing of the cluster's is this process' own."""
 
     def map(self, function: Callable[[str], Result], tasks: Sequence[str], label: str) -> Iterator[Result]:
         ray = self.ray

@@ -4,14 +4,17 @@ A key that is not here is an error that names the file, the key and what is allo
 """
 
 import tomllib
+from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, StrictBool, ValidationError, field_validator, model_validator
 
 from pipeline.errors import PairmillError
+from pipeline.guard import Guard
 from pipeline.model_recipe import ModelRecipe, laid_over
-from pipeline.rules import rules_of
+from pipeline.politeness import OPT_OUTS
+from pipeline.rules import check_threshold
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")]
@@ -25,54 +28,148 @@ class Ingest(Section):
     """Which lists to read. Paths and globs are relative to the working directory, or fsspec URLs."""
 
     inputs: tuple[str, ...] = Field(min_length=1)
+    """.parquet, .csv, .tsv, .jsonl and .ndjson files; the last four also as .gz and .zst."""
     url_column: str = "url"
     text_column: str = "text"
+    """May hold lists of texts: each makes a pair."""
+    tags_column: str | None = None
+    lang_column: str | None = None
+    """These two become the columns `tags` and `lang`; all others keep their names."""
+    numbers: tuple[str, ...] = ()
+    """Columns of scores. What CSV and TSV hold is text otherwise; a row whose value is no number is quarantined."""
+    columns: tuple[str, ...] = ()
+    """Names of the columns of CSV and TSV lists without a header line."""
     shards: Annotated[int, Field(ge=1, le=4096)] = 1
+
+    @model_validator(mode="after")
+    def _one_meaning_each(self) -> "Ingest":
+        named = [self.url_column, self.text_column, self.tags_column, self.lang_column, *self.numbers]
+        there = [name for name in named if name is not None]
+        if len(set(there)) < len(there):
+            raise ValueError("a column is named twice among url_column, text_column, tags_column, lang_column, numbers")
+        if len({name.lower() for name in self.columns}) < len(self.columns):
+            raise ValueError("columns names one twice")
+        return self
+
+
+class Predicate(Section):
+    """A rule of the recipe's own: SQL over the pair's columns and signals; a pair fails where it is false."""
+
+    keep_if: Annotated[str, Field(min_length=1)]
+
+
+Threshold = StrictBool | float | tuple[str, ...] | Predicate
 
 
 class Rules(Section):
-    """Rule name -> threshold, in the order in which the funnel counts drops."""
+    """Rule name -> threshold, in the order in which the funnel counts drops; `false` switches an extended rule off.
 
-    rules: dict[str, float] = {}
+    `make rules` lists the names with what they take: a number, a list of names, `true`, or for a rule of the recipe's
+    own `{ keep_if = "SQL" }`.
+    """
 
-    @field_validator("rules")
+    rules: dict[Name, Threshold] = {}
+
+    @field_validator("rules", mode="before")
     @classmethod
-    def _known(cls, rules: dict[str, float], info: ValidationInfo) -> dict[str, float]:
-        allowed = rules_of(cls.__name__.lower())
-        for name in rules:
-            if name not in allowed:
-                raise ValueError(f"there is no rule {name!r} in this stage; allowed: {', '.join(allowed)}")
-        return rules
+    def _known(cls, rules: Any) -> Any:
+        if not isinstance(rules, dict):
+            return rules
+        wanted = {name: value for name, value in rules.items() if value is not False}
+        for name, value in wanted.items():
+            check_threshold(cls.__name__.lower(), name, value)
+        return wanted
 
 
 class Screen(Rules):
-    """Rules that need only url and text, applied before the download."""
+    """Rules that need only url and text, applied before the download, and what they look things up in."""
+
+    blocklist: str | None = None
+    """A text file of host names, one a line, for the rule `blocked_hosts`; their subdomains are blocked too."""
+    queries: str | None = None
+    """A text file of query strings, one a line, for the rule `balanced_queries`."""
+    seed: int = 0
+    """Of the draws of `balanced_queries`."""
+
+
+class Clip(Section):
+    """A CLIP of open_clip's, for scores of pairs and for embeddings of images."""
+
+    model: str = "ViT-B-32"
+    """open_clip's name of the architecture, or a path to a .json of the same form."""
+    pretrained: str
+    """A file of weights: a path, or a name in the folder PAIRMILL_WEIGHTS; or one of open_clip's tags."""
+    batch_size: Annotated[int, Field(ge=1, le=4096)] = 64
+
+
+class SemDeDup(Section):
+    """The k-means of `semantic_duplicates` (SemDeDup: 50 000 clusters for LAION-440M)."""
+
+    clusters: Annotated[int, Field(ge=1)] = 1000
+    iterations: Annotated[int, Field(ge=1)] = 20
+    seed: int = 0
 
 
 class Filter(Rules):
-    """Rules that need the image."""
+    """Rules that need the image, and what their signals are measured with."""
+
+    evaluation: tuple[str, ...] = ()
+    """Folders of pictures and WebDataset tars, or globs of them, for `near_evaluation` and `evaluation_similarity`."""
+    clip: Clip | None = None
+    semdedup: SemDeDup = SemDeDup()
 
 
 class Download(Section):
-    """What may be fetched, and how it is stored."""
+    """What may be fetched, how politely, and how it is stored."""
 
     images_per_shard: Annotated[int, Field(ge=1, le=100_000)] = 1000
     threads: Annotated[int, Field(ge=1, le=512)] = 32
+    """Requests under way at once, in each worker process."""
     schemes: tuple[Literal["http", "https"], ...] = ("http", "https")
     allow_hosts: tuple[str, ...] = ()
-    """Hosts that may be fetched although they are private, loopback or link-local addresses."""
+    """What may be fetched from although its addresses are private, loopback or link-local: `host`, `host:port`,
+    `10.1.2.3`, `[fd00::1]:8080` or a network, `10.1.0.0/16`. A cloud's metadata address must be named itself."""
     timeout: Annotated[float, Field(gt=0)] = 10.0
-    """Seconds for connecting and for each read."""
+    """Seconds for looking up a name, for connecting and for each read."""
     deadline: Annotated[float, Field(gt=0)] = 30.0
-    """Seconds for a whole answer, redirects included."""
+    """Seconds on the network for one url: its whole answer, redirects and further tries included."""
     retries: Annotated[int, Field(ge=0, le=10)] = 1
+    """Further tries after a failure that may pass: connect, timeout, interrupted, 408, 425, 429, 5xx."""
+    max_wait: Annotated[float, Field(ge=0)] = 60.0
+    """Seconds of Retry-After that are waited for; a host that asks for more is left alone for the rest of the shard."""
+    max_per_host: Annotated[int, Field(ge=1)] = 8
+    """Requests under way at one host, in each worker process."""
+    host_delay: Annotated[float, Field(ge=0)] = 0.0
+    """Seconds between the starts of two requests to one host, in each worker process."""
+    give_up_after: Annotated[int, Field(ge=0)] = 8
+    """Failures in a row (connect, timeout, 429, 503) after which a host is left alone for the rest of the shard; 0
+    never does that."""
     max_redirects: Annotated[int, Field(ge=0, le=20)] = 5
     max_bytes: Annotated[int, Field(ge=1)] = 32_000_000
     max_megapixels: Annotated[float, Field(gt=0)] = 50.0
-    user_agent: str = "pairmill/0.1"
+    """By the header, before any decode. Pictures of 16 bits a sample count twice: the cap is one on memory."""
+    contact: Annotated[str, Field(pattern=r"^[!-~]*$")] = ""
+    """An URL or a mail address at which a site's owner can reach you: it is sent with every request."""
+    user_agent: Annotated[str, Field(pattern=r"^[ -~]*$")] = ""
+    """In place of `pairmill/VERSION (+contact)`."""
+    opt_out_directives: tuple[str, ...] = OPT_OUTS
+    """What in an X-Robots-Tag keeps us from a picture; () takes no notice of it."""
     image_size: Annotated[int, Field(ge=16)] = 384
     """The longer side of a stored image, in pixels; smaller images are kept as they are."""
     jpeg_quality: Annotated[int, Field(ge=1, le=100)] = 92
+    blur_column: str | None = None
+    """The lists' column of boxes to blur, such as faces: a list of [x1, y1, x2, y2] in [0, 1], or that as JSON text."""
+
+    @field_validator("allow_hosts")
+    @classmethod
+    def _are_hosts(cls, hosts: tuple[str, ...]) -> tuple[str, ...]:
+        Guard(hosts)
+        return hosts
+
+    @property
+    def agent(self) -> str:
+        """The User-Agent header."""
+        return self.user_agent or f"pairmill/{version('pairmill')}" + (f" (+{self.contact})" if self.contact else "")
 
 
 class Split(Section):

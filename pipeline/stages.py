@@ -25,7 +25,10 @@ def run_stage(job: Job) -> None:
     run: Callable[[Job], str] = importlib.import_module(STAGES[job.stage]).run
     started = time.monotonic()
     job.log("start")
-    said = run(job)
+    try:
+        said = run(job)
+    finally:
+        job.engine.close()
     seconds = time.monotonic() - started
     job.log("end", said=said, seconds=round(seconds, 3))
     timing = "" if said == UP_TO_DATE else f"  ({seconds:.1f} s)"

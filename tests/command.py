@@ -67,7 +67,7 @@ def kill_hard(process: subprocess.Popen[str]) -> None:
 def committed_bytes(root: Path) -> dict[str, str]:
     """Digest of every file of the tables and of their manifests without the seconds; nothing else may lie there."""
     digests = {}
-    for folder in ("pairs", "verdicts", "images", "features"):
+    for folder in ("pairs", "verdicts", "signals", "images", "features"):
         for path in sorted((root / folder).rglob("*")):
             if path.is_file():
                 content = path.read_bytes()

@@ -35,8 +35,8 @@ max_megapixels = 1
 max_bytes = 200000
 image_size = 96
 [filter.rules]
-min_side = 40
-max_aspect = 3
+side_above = 40
+aspect_below = 3
 max_texts_per_image = 4
 max_copies = 1
 [extract.region]

@@ -2,6 +2,7 @@
 
 import csv
 import hashlib
+import html
 import re
 import unicodedata
 from collections import Counter, defaultdict
@@ -10,18 +11,30 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+import ftfy
 import pyarrow.parquet as pq
+import regex
+from icu4py.breakers import WordBreaker
 from PIL import Image
 
 Image.MAX_IMAGE_PIXELS = None
 
-BLANKS = re.compile(
-    "[\t\n\f\r\u0085" + "".join(chr(c) for c in range(0x110000) if unicodedata.category(chr(c))[0] == "Z") + "]+"
-)
+INVISIBLE = {0xAD, 0x61C, 0x200B, 0x200E, 0x200F, 0xFEFF, *range(0x202A, 0x202F), *range(0x2060, 0x2070)}
 
 
 def clean(text: str) -> str:
-    return BLANKS.sub(" ", unicodedata.normalize("NFC", text)).strip(" ")
+    """What a reader sees of a text. Joiners and stranger invisible characters are left to the tests of cleaning."""
+    before = None
+    while text != before:
+        before = text
+        text = ftfy.fix_encoding(html.unescape(text))
+        shown = (
+            " " if c.isspace() else c
+            for c in text
+            if ord(c) not in INVISIBLE and (c.isspace() or unicodedata.category(c) != "Cc")
+        )
+        text = " ".join(unicodedata.normalize("NFC", "".join(shown)).split())
+    return text
 
 
 def uid_of(url: str, text: str) -> str:
@@ -33,15 +46,12 @@ def lower(text: str) -> str:
     return "".join(c.lower() if len(c.lower()) == 1 else c for c in text)
 
 
+LETTER = regex.compile(r"[\p{L}\p{WB=ALetter}\p{WB=Katakana}\p{WB=Numeric}\p{LB=SA}--\p{WB=Extend}]", regex.V1)
+
+
 def words_of(text: str) -> list[str]:
-    words, word = [], ""
-    for letter in lower(text):
-        if letter == "_" or unicodedata.category(letter)[0] in "LMN":
-            word += letter
-        elif word:
-            words.append(word)
-            word = ""
-    return [*words, word] if word else words
+    """ICU's word segments that hold a letter or a digit."""
+    return [lower(segment) for segment in WordBreaker(text, "en") if LETTER.search(segment)]
 
 
 def rows_of(paths: Iterable[Path]) -> list[tuple[str, str]]:
@@ -71,7 +81,7 @@ def ingest(rows: Iterable[tuple[str, str]]) -> Pairs:
     for raw_url, raw_text in rows:
         result.rows_in += 1
         url, text = raw_url.strip("\t\n\r "), clean(raw_text)
-        if not url or not text or re.search(r"[\x00-\x20\x7f]", url) or len(text) > 10_000:
+        if not url or not text or re.search(r"[\x00-\x20\x7f]", url) or len(raw_text) > 10_000:
             result.quarantined += 1
         elif (uid := uid_of(url, text)) in result.pairs:
             result.repeated += 1
@@ -209,8 +219,8 @@ def chain(
         seen[picture.sha256, text] += 1
         low, high = sorted((picture.width, picture.height))
         fails = {
-            "min_side": (low, low <= filter_rules["min_side"]),
-            "max_aspect": (high / low, high / low >= filter_rules["max_aspect"]),
+            "side_above": (low, low <= filter_rules["side_above"]),
+            "aspect_below": (high / low, high / low >= filter_rules["aspect_below"]),
             "max_texts_per_image": (
                 len(texts[picture.sha256]),
                 len(texts[picture.sha256]) > filter_rules["max_texts_per_image"],

@@ -70,7 +70,7 @@ def test_the_corpus_meets_every_rule_and_cause(expected: reference.Outcome) -> N
     rules = {rule for verdicts in (expected.screened, expected.filtered) for v in verdicts.values() for rule, _ in v}
     assert rules == {
         *("max_images_per_text", "min_words", "max_words", "vocabulary"),
-        *("min_side", "max_aspect", "max_texts_per_image", "max_copies"),
+        *("side_above", "aspect_below", "max_texts_per_image", "max_copies"),
     }
     causes = {"http_404", "timeout", "not_image", "max_pixels", "max_bytes", "undecodable"}
     assert set(expected.failed.values()) == causes

@@ -118,9 +118,9 @@ def test_an_unknown_key_is_named_with_those_that_are_allowed_there(
         (WHOLE + "[download]\nmax_megapixels = nan", "download.max_megapixels"),
         (WHOLE + "[split]\ntrain = 0.5", "split"),
         (WHOLE + "[split]\ntrain = -1", "split.train"),
-        (WHOLE + "[screen.rules]\nmin_words = 'three'", "screen.rules.min_words"),
-        (WHOLE + "[screen.rules]\nmin_words = nan", "screen.rules.min_words"),
-        (WHOLE + "[screen.rules]\nmin_words = inf", "screen.rules.min_words"),
+        (WHOLE + "[screen.rules]\nmin_words = 'three'", "screen.rules"),
+        (WHOLE + "[screen.rules]\nmin_words = nan", "screen.rules"),
+        (WHOLE + "[screen.rules]\nmin_words = inf", "screen.rules"),
         (WHOLE + "[screen]\nrules = 3", "screen.rules"),
         (WHOLE + "[engine]\nworkers = -1", "engine.workers"),
         (WHOLE + "[engine]\nmemory_limit = 'banana'", "engine.memory_limit"),
@@ -143,8 +143,8 @@ def test_a_wrong_value_is_named_by_its_key(tmp_path: Path, text: str, key: str) 
     ("section", "rule", "allowed"),
     [
         ("screen", "min_word", "min_words"),
-        ("screen", "min_side", "vocabulary"),
-        ("filter", "min_words", "min_side, max_aspect"),
+        ("screen", "side_above", "vocabulary"),
+        ("filter", "min_words", "side_above, min_side"),
     ],
 )
 def test_an_unknown_rule_is_named_with_the_stages_own(tmp_path: Path, section: str, rule: str, allowed: str) -> None:

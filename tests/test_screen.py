@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from test_ingest import Here
 
 from pipeline import ingest, screen
+from pipeline.errors import PairmillError
 from pipeline.job import UP_TO_DATE, Job
 from pipeline.recipe import Recipe
 from pipeline.store.dataset import Dataset
@@ -20,7 +21,7 @@ from pipeline.store.dataset import Dataset
 RULES = {"max_images_per_text": 2, "min_words": 2, "max_words": 4, "vocabulary": 6}
 
 
-def screened(folder: Path, pairs: list[tuple[str, str]], rules: dict[str, float], shards: int = 1) -> Dataset:
+def screened(folder: Path, pairs: list[tuple[str, str]], rules: dict[str, Any], shards: int = 1) -> Dataset:
     """Run the two stages; the account that they keep is checked on the way."""
     path = folder / "list.parquet"
     urls, texts = zip(*pairs, strict=True)
@@ -31,7 +32,7 @@ def screened(folder: Path, pairs: list[tuple[str, str]], rules: dict[str, float]
     return dataset
 
 
-def recipe_of(path: Path, rules: dict[str, float], shards: int = 1) -> Recipe:
+def recipe_of(path: Path, rules: dict[str, Any], shards: int = 1) -> Recipe:
     return Recipe.model_validate(
         {"name": "t", "ingest": {"inputs": [str(path)], "shards": shards}, "screen": {"rules": rules}}
     )
@@ -139,20 +140,26 @@ def make(folder: Path, texts: list[str]) -> list[str]:
 @pytest.mark.parametrize(
     ("text", "number"),
     [
-        *(("...!?", 0), ("😀 😀", 0), ("don't", 2), ("a_b-c", 2), ("naïve café", 2), ("e\u0301 x\u0301y", 2)),
-        *(
-            ("дом дерева", 2),
-            ("猫が好き", 1),
-            ("शब्द क्षत्रिय", 2),
-            ("3.14", 2),
-            ("١٢ ½ ²", 3),
-            ("a\u200bb", 2),
-            ("สวัสดี", 1),
-        ),
+        ("A black cat sleeps on the mat", 7),
+        ("Die Katze schläft, sagt's der Großmutter", 6),
+        ("Чёрная кошка спит на коврике", 5),
+        ("बिल्ली चटाई पर सो रही है", 6),
+        ("قطة سوداء تنام على السجادة", 5),
+        ("一只黑猫睡在垫子上", 6),
+        ("黒い猫がマットの上で寝ている", 10),
+        ("แมวสีดำนอนอยู่บนเสื่อ", 7),
+        ("고양이가 매트 위에서 잔다", 4),
+        ("...!? 😀 😀", 0),
     ],
 )
-def test_words_are_runs_of_letters_marks_numbers_and_underscores(tmp_path: Path, text: str, number: int) -> None:
+def test_words_are_counted_in_every_language(tmp_path: Path, text: str, number: int) -> None:
     assert value(tmp_path, [text], "min_words", 99) == [float(number)]
+    assert value(make_folder(tmp_path / "more"), [text], "min_words", number) == [None]
+
+
+def make_folder(folder: Path) -> Path:
+    folder.mkdir()
+    return folder
 
 
 def test_equals_share_a_rank_in_the_vocabulary(tmp_path: Path) -> None:
@@ -179,6 +186,52 @@ def test_a_pair_gets_a_verdict_of_every_rule_that_it_fails(tmp_path: Path) -> No
 def test_no_rules_keep_everything(tmp_path: Path) -> None:
     dataset = screened(tmp_path, of_texts(["x", "y"]), {})
     assert dataset.screened.manifest.counts() == {"pairs": 2, "kept": 2, "dropped": 0}
+
+
+def test_a_rule_of_the_recipes_own_is_sql_over_columns_and_signals(tmp_path: Path) -> None:
+    path = tmp_path / "list.parquet"
+    table = {"url": ["http://a/1", "http://a/2", "http://a/3"], "text": ["one two", "one", "one two three"]}
+    pq.write_table(pa.table({**table, "score": [0.9, 0.9, None]}), path)
+    rules = {"liked": {"keep_if": "score > 0.5 AND words = 2"}, "short": {"keep_if": "length(text) < 5"}}
+    dataset = Dataset(tmp_path / "data")
+    for stage in (ingest, screen):
+        stage.run(Job(stage.__name__.rpartition(".")[2], recipe_of(path, rules), dataset, Here()))
+    with dataset.connect() as connection:
+        rows = connection.execute("SELECT text, rule FROM verdicts JOIN pairs USING (uid) ORDER BY ALL").fetchall()
+    assert rows == [("one", "liked"), ("one two", "short"), ("one two three", "liked"), ("one two three", "short")]
+
+
+@pytest.mark.parametrize("condition", ["nonsense > 3", "text >", "1; DROP TABLE signals", "'x'::INT > 3"])
+def test_broken_sql_of_the_recipes_own_is_named(tmp_path: Path, condition: str) -> None:
+    with pytest.raises(PairmillError, match="mine"):
+        screened(tmp_path, of_texts(["one two"]), {"mine": {"keep_if": condition}})
+
+
+def test_another_threshold_measures_nothing_again(tmp_path: Path) -> None:
+    dataset = screened(tmp_path, of_texts(["one two", "one two three"]), {"vocabulary": 2})
+    before = {path: path.stat().st_mtime_ns for path in (dataset.root / "signals").rglob("*")}
+    assert before
+    screen.run(Job("screen", recipe_of(tmp_path / "list.parquet", {"vocabulary": 3}), dataset, Here()))
+    assert {path: path.stat().st_mtime_ns for path in (dataset.root / "signals").rglob("*")} == before
+
+
+def test_what_was_found_stands_in_the_verdict(tmp_path: Path) -> None:
+    texts = ["mail me@example.org for prints", "IMG_1234.JPG", "a sunny day", "Ein schöner Tag am See in den Bergen"]
+    rules = {"no_email": True, "no_boilerplate": True, "languages": ["en"], "blocked_extensions": ["gif"]}
+    path = tmp_path / "list.parquet"
+    urls = ["http://a/1.png", "http://a/2.png", "http://a/3.gif?x=1", "http://a/4"]
+    pq.write_table(pa.table({"url": urls, "text": texts}), path)
+    dataset = Dataset(tmp_path / "data")
+    for stage in (ingest, screen):
+        stage.run(Job(stage.__name__.rpartition(".")[2], recipe_of(path, rules), dataset, Here()))
+    with dataset.connect() as connection:
+        found = set(connection.execute("SELECT url, rule, detail FROM verdicts JOIN pairs USING (uid)").fetchall())
+    assert found >= {
+        ("http://a/1.png", "no_email", "me@example.org"),
+        ("http://a/2.png", "no_boilerplate", "IMG_1234.JPG"),
+        ("http://a/3.gif?x=1", "blocked_extensions", "gif"),
+        ("http://a/4", "languages", "de"),
+    }
 
 
 def test_another_threshold_or_another_order_is_made_again(tmp_path: Path) -> None:

@@ -26,9 +26,9 @@ def run(job: Job) -> str:
     dataset.pairs.manifest  # noqa: B018 - says that `ingest` must run first
     path = dataset.root / "report" / "index.html"
     evaluations = summary.evaluations(dataset)
-    tables = [dataset.pairs, dataset.quarantine, dataset.screened, dataset.images, dataset.filtered]
+    tables = dataset.data_tables()
     tables += [dataset.features(name) for name in dataset.extractors()] + [dataset.run(name) for name in dataset.runs()]
-    key = job.key(VERSION, job.recipe, evaluations, *(table for table in tables if table.exists))
+    key = job.key(VERSION, job.recipe, evaluations, *tables)
     if is_stamped(path, key):
         return UP_TO_DATE
     started = time.monotonic()

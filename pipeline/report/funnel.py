@@ -1,5 +1,6 @@
 """The funnel: every way for a pair to fall out, in order, and how many are left after it."""
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,12 +17,17 @@ CAUSES = {
     "connect": "the host could not be reached",
     "tls": "no trustworthy connection to the host",
     "timeout": "the server did not answer in time",
+    "host_down": "the host was given up: it failed time after time, or asked to be left alone",
+    "opted_out": "the owner does not want the image to be used",
+    "encoded": "the answer came compressed, although that was not asked for",
     "redirects": "the server sent the request on too often",
     "interrupted": "the answer broke off",
     "max_bytes": "the file is larger than allowed",
     "max_pixels": "the image has more pixels than allowed",
     "not_image": "the answer is no image",
     "undecodable": "the image cannot be decoded",
+    "bad_boxes": "the boxes to blur cannot be read",
+    "unexpected": "the fetch failed in a way that is not foreseen",
 }
 """What the causes of a failed download mean."""
 
@@ -61,14 +67,16 @@ def steps(summary: dict[str, Any], connection: duckdb.DuckDBPyConnection) -> lis
 
     add("ingest", "quarantined", summary["quarantined"], meaning="the row could not be read")
     add("ingest", REPEATED, summary["dropped"][REPEATED], meaning="the lists hold an equal (url, text) pair")
-    rows = connection.execute("SELECT stage, rule, threshold, failing FROM funnel ORDER BY position").fetchall()
-    for stage, name, threshold, failing in rows:
+    rows = connection.execute("SELECT stage, rule, setting, failing FROM funnel ORDER BY position").fetchall()
+    for stage, name, setting, failing in rows:
         counted = summary["failed"] if stage == "download" else summary["dropped"]
         more: dict[str, Any] = {"failing": failing}
         if name in RULES and stage != "download":
             rule = RULES[name]
-            more |= {"condition": f"{rule.measure} {rule.fails_if} {quantity(threshold)}"}
+            more |= {"condition": f"{rule.condition} {setting}".strip()}
             more |= {"meaning": rule.meaning, "source": rule.source}
+        elif stage in ("screen", "filter"):
+            more |= {"condition": f"not ({setting})", "meaning": "the recipe's own rule", "source": "the recipe"}
         else:
             answered = f"the server answered with status {name[5:]}" if name.startswith("http_") else "no image came"
             more |= {"meaning": CAUSES.get(name, answered)}
@@ -76,8 +84,10 @@ def steps(summary: dict[str, Any], connection: duckdb.DuckDBPyConnection) -> lis
     return made
 
 
-def quantity(value: float | None) -> str:
+def quantity(value: float | str | None) -> str:
     """A measured value as a person writes it: no decimals where it is whole, two otherwise."""
-    if value is None:
-        return ""
+    if value is None or isinstance(value, str):
+        return value or ""
+    if not math.isfinite(value):
+        return str(value)
     return f"{value:,.0f}" if value == int(value) else f"{value:,.2f}"

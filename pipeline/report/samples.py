@@ -19,14 +19,14 @@ SPARE = 12
 
 @dataclass(frozen=True)
 class Sample:
-    """A pair. `key` is its picture's, where there is one; `value` what its rule measured, where it fell out."""
+    """A pair. `key` is its picture's, where there is one; `value` what its rule measured, where it fell out: a number or words."""
 
     uid: str
     url: str
     text: str
     key: str | None = None
     split: str | None = None
-    value: float | None = None
+    value: float | str | None = None
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ def dropped(connection: duckdb.DuckDBPyConnection, has_images: bool) -> dict[tup
     join = "LEFT JOIN images USING (url)" if has_images else ""
     key = "images.key" if has_images else "NULL"
     rows = connection.execute(
-        f"""SELECT drawn.stage, drawn.rule, pairs.uid, pairs.url, pairs.text, {key}, drawn.value
+        f"""SELECT drawn.stage, drawn.rule, pairs.uid, pairs.url, pairs.text, {key}, drawn.value, drawn.detail
             FROM (FROM drops WHERE stage IN ('screen', 'filter')
                   QUALIFY row_number() OVER (PARTITION BY stage, rule ORDER BY {_order("uid")}, uid)
                           <= {DROPPED * SPARE}) drawn
@@ -71,8 +71,8 @@ def dropped(connection: duckdb.DuckDBPyConnection, has_images: bool) -> dict[tup
             ORDER BY rules.position, {_order("uid")}, uid"""
     ).fetchall()
     groups: dict[tuple[str, str], list[Sample]] = defaultdict(list)
-    for stage, rule, uid, url, text, image, value in rows:
-        groups[stage, rule].append(Sample(uid, url, text, image if stage == "filter" else None, None, value))
+    for stage, rule, uid, url, text, image, value, detail in rows:
+        groups[stage, rule].append(Sample(uid, url, text, image if stage == "filter" else None, None, detail or value))
     return {
         (stage, rule): _distinct(group, lambda sample: sample.key or sample.text, DROPPED)
         for (stage, rule), group in groups.items()

@@ -3,6 +3,7 @@
 pairs/              the pairs, sorted by uid          verdicts/<stage>/   why pairs fell out
 pairs/quarantine/   rows that could not be read       features/<name>/    one feature row an image
 images/             WebDataset shards and metadata    runs/<name>/        one training each
+signals/<group>/    what rules measure
 """
 
 from collections.abc import Iterator, Sequence
@@ -28,6 +29,14 @@ class Dataset:
         self.images = Table(self.root / "images", "download")
         self.filtered = Table(self.root / "verdicts" / "filter", "filter")
         self.catalog = self.root / "catalog.duckdb"
+
+    def data_tables(self) -> list[Table]:
+        """The finished tables that SQL's views read."""
+        tables = (self.pairs, self.quarantine, self.screened, self.images, self.filtered)
+        return [table for table in tables if table.exists]
+
+    def signals(self, group: str, made_by: str) -> Table:
+        return Table(self.root / "signals" / group, made_by)
 
     def features(self, extractor: str) -> Table:
         return Table(self.root / "features" / extractor, "extract")

@@ -1,59 +1,137 @@
-"""Verdicts: one row (uid, stage, rule, value) for each rule that a pair failed, in shards parallel to `pairs`."""
+"""Verdicts: one row (uid, stage, rule, value, detail) for each rule that a pair failed, in shards parallel to `pairs`.
 
-from collections.abc import Mapping
+`value` is the measured number; where what was measured is words (a language, an address found in the text), they stand
+in `detail`.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import duckdb
 
-from pipeline.rules import RULES
+from pipeline.errors import PairmillError
+from pipeline.rules import Rule, rule_of
 from pipeline.store.atomic import digest, replacing
 from pipeline.store.sql import literal, number, parquet, write_parquet
 from pipeline.store.table import Manifest, Shard, Table
 
 
+@dataclass(frozen=True)
+class Asked:
+    """A rule with the recipe's threshold; `cutoff` is what is compared with: the threshold itself but for fractions."""
+
+    rule: Rule
+    threshold: Any
+    cutoff: Any
+
+    @property
+    def setting(self) -> str:
+        """The threshold in words."""
+        if self.rule.takes == "true":
+            return getattr(self.threshold, "keep_if", "")
+        if self.rule.takes == "names":
+            return ", ".join(self.threshold)
+        if self.rule.takes == "fraction":
+            return f"{self.threshold:g} (from {self.cutoff:.6g} up)"
+        return f"{self.threshold:,.0f}" if float(self.threshold).is_integer() else f"{self.threshold:g}"
+
+
+def asked_rules(stage: str, rules: Mapping[str, Any]) -> list[Asked]:
+    """The recipe's rules of a stage, in their order. The cutoffs of fractions are still to be found."""
+    return [Asked(rule_of(stage, name, threshold), threshold, threshold) for name, threshold in rules.items()]
+
+
+def with_cutoffs(asked: Sequence[Asked], connection: duckdb.DuckDBPyConnection, relation: str) -> list[Asked]:
+    """Find the cutoff of every rule that keeps a top fraction of `relation`'s pairs.
+
+    DataComp's: of n scores in descending order, that at rank int(n * fraction); what equals it is kept.
+    """
+    found = []
+    for entry in asked:
+        if entry.rule.takes == "fraction":
+            scores = f"SELECT {entry.rule.value} AS score FROM {relation} WHERE {entry.rule.value} IS NOT NULL"
+            rank = int(number(connection, f"SELECT count(*) FROM ({scores})") * entry.threshold)
+            row = connection.execute(f"{scores} ORDER BY score DESC LIMIT 1 OFFSET {rank}").fetchone()
+            entry = Asked(entry.rule, entry.threshold, row[0] if row else -1e308)
+        found.append(entry)
+    return found
+
+
+def failing(asked: Sequence[Asked], relation: str) -> str:
+    """SQL of the verdicts over a relation of (uid, what the rules measure), in order of uid and rule."""
+    selects = [
+        f"SELECT uid, {literal(entry.rule.stage)} AS stage, {literal(entry.rule.name)} AS rule, "
+        f"{entry.rule.value} AS value, {entry.rule.detail} AS detail, {position} AS position "
+        f"FROM {relation} WHERE {entry.rule.predicate(entry.cutoff)}"
+        for position, entry in enumerate(asked)
+    ]
+    none = (
+        "SELECT NULL::VARCHAR AS uid, '' AS stage, '' AS rule, NULL::DOUBLE AS value, NULL::VARCHAR AS detail, "
+        "0 AS position WHERE false"
+    )
+    return " UNION ALL ".join([*selects, none])
+
+
+def write_shard(
+    connection: duckdb.DuckDBPyConnection, asked: Sequence[Asked], relation: str, folder: Path, name: str, key: str
+) -> Shard:
+    """Judge `relation`, one shard's pairs, and write their verdicts."""
+    try:
+        connection.execute(f"CREATE OR REPLACE TEMP TABLE failed AS {failing(asked, relation)}")
+    except (duckdb.BinderException, duckdb.ParserException, duckdb.ConversionException) as error:
+        own = [entry.rule for entry in asked if entry.rule.source == "the recipe"]
+        if not own:
+            raise
+        said = str(error).splitlines()[0]
+        raise PairmillError(
+            f"the recipe's own rules ({', '.join(r.name for r in own)}): {said}", "correct keep_if"
+        ) from None
+    with replacing(folder / f"{name}.parquet") as path:
+        write_parquet(connection, "SELECT uid, stage, rule, value, detail FROM failed ORDER BY uid, position", path)
+    pairs = number(connection, f"SELECT count(*) FROM {relation}")
+    dropped = number(connection, "SELECT count(DISTINCT uid) FROM failed")
+    kept = number(connection, f"SELECT count(*) FROM {relation} ANTI JOIN failed USING (uid)")
+    return Shard.of(folder, name, key, [f"{name}.parquet"], {"pairs": pairs, "kept": kept, "dropped": dropped})
+
+
+def described(asked: Sequence[Asked]) -> dict[str, Any]:
+    """Rule -> threshold (a number, or null) and setting (in words), for the manifest and the view `rules`."""
+    return {
+        entry.rule.name: {
+            "threshold": entry.cutoff if isinstance(entry.cutoff, float) else None,
+            "setting": entry.setting,
+            "condition": entry.rule.condition,
+        }
+        for entry in asked
+    }
+
+
+def check_account(manifest: Manifest) -> None:
+    """Pairs judged = kept + dropped, or an AssertionError."""
+    counts = manifest.counts()
+    if counts["pairs"] != counts["kept"] + counts["dropped"]:
+        raise AssertionError(f"the account of {manifest.stage} does not add up: {counts}")
+
+
 def write_verdicts(
     table: Table,
     key: str,
-    stage: str,
-    rules: Mapping[str, float],
+    asked: Sequence[Asked],
     connection: duckdb.DuckDBPyConnection,
     pairs: Table,
     info: Mapping[str, Any] | None = None,
 ) -> Manifest:
-    """Apply `rules` (name -> threshold) to the table `signals` (uid, measures) and commit the verdicts.
-
-    A pair gets a verdict for every rule that it fails, with the measured value. Only pairs in `signals` are judged; the
-    manifest counts `pairs` judged, `kept` and `dropped`, and the three are checked against each other.
-    """
-    failing = [
-        f"SELECT uid, {literal(stage)} AS stage, {literal(name)} AS rule, ({RULES[name].measure})::DOUBLE AS value, "
-        f"{position} AS position FROM signals WHERE {RULES[name].predicate(threshold)}"
-        for position, (name, threshold) in enumerate(rules.items())
-    ]
-    none = "SELECT NULL::VARCHAR AS uid, '' AS stage, '' AS rule, NULL::DOUBLE AS value, 0 AS position WHERE false"
-    connection.execute(f"CREATE TEMP TABLE failed AS {' UNION ALL '.join([*failing, none])}")
+    """Judge the table `signals` (uid, measures) of the connection, shard by shard of `pairs`, and commit."""
     pair_shards = pairs.manifest.shards
+    asked = with_cutoffs(asked, connection, "signals")
     with table.writing(key, {shard.name: digest(key, shard.name) for shard in pair_shards}) as writing:
         for shard in pair_shards:
             if shard.name not in writing.todo:
                 continue
             uids = f"(SELECT uid FROM {parquet([pairs.folder / shard.files[0].name])})"
-            with replacing(table.folder / f"{shard.name}.parquet") as path:
-                rows = f"failed SEMI JOIN {uids} USING (uid)"
-                write_parquet(connection, f"SELECT uid, stage, rule, value FROM {rows} ORDER BY uid, position", path)
-            judged = f"signals SEMI JOIN {uids} USING (uid)"
-            counts = {
-                "pairs": number(connection, f"SELECT count(*) FROM {judged}"),
-                "kept": number(connection, f"SELECT count(*) FROM {judged} ANTI JOIN failed USING (uid)"),
-                "dropped": number(connection, f"SELECT count(DISTINCT uid) FROM {rows}"),
-            }
-            writing.add(
-                Shard.of(table.folder, shard.name, writing.shard_keys[shard.name], [f"{shard.name}.parquet"], counts)
-            )
-        return writing.commit({"rules": dict(rules), **(info or {})}, check=_account)
-
-
-def _account(manifest: Manifest) -> None:
-    counts = manifest.counts()
-    if counts["pairs"] != counts["kept"] + counts["dropped"]:
-        raise AssertionError(f"the account of {manifest.stage} does not add up: {counts}")
+            connection.execute(f"CREATE OR REPLACE TEMP VIEW judged AS FROM signals SEMI JOIN {uids} USING (uid)")
+            shard_key = writing.shard_keys[shard.name]
+            writing.add(write_shard(connection, asked, "judged", table.folder, shard.name, shard_key))
+        return writing.commit({"rules": described(asked), **(info or {})}, check=check_account)

@@ -5,20 +5,20 @@
 | pairs      | a (url, text) pair                           | uid, url, text, file, row                           |
 | quarantine | an input row that could not be read          | file, row, reason, content                          |
 | repeated   | a further copy of a pair in the input        | uid, file, row                                      |
-| rules      | a rule of the recipe, in the order applied   | stage, rule, threshold, position                    |
+| rules      | a rule of the recipe, in the order applied   | stage, rule, threshold, setting, position           |
 | images     | a url that was asked for                     | key, url, status, width, height, sha256, bytes, ... |
-| verdicts   | a rule that a pair failed                    | uid, stage, rule, value                             |
-| drops      | a pair that fell out, by the first rule      | uid, stage, rule, value                             |
+| verdicts   | a rule that a pair failed                    | uid, stage, rule, value, detail                     |
+| drops      | a pair that fell out, by the first rule      | uid, stage, rule, value, detail                     |
 | kept       | a pair that no rule dropped                  | uid, url, text, key, split                          |
 | contents   | an image file's content (copies share a row) | sha256, key (of the first copy), split              |
 | funnel     | a rule, with the pairs first dropped by it   | position, stage, rule, threshold, pairs, failing    |
 """
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import duckdb
 
-from pipeline.store.sql import parquet
+from pipeline.store.sql import literal, parquet
 
 if TYPE_CHECKING:
     from pipeline.store.dataset import Dataset
@@ -41,9 +41,10 @@ def create_views(connection: duckdb.DuckDBPyConnection, dataset: "Dataset") -> N
     view("quarantine", f"FROM {parquet(dataset.quarantine.paths('.parquet'))}")
 
     verdicts = [
-        "SELECT NULL::VARCHAR AS uid, NULL::VARCHAR AS stage, NULL::VARCHAR AS rule, NULL::DOUBLE AS value WHERE false"
+        "SELECT NULL::VARCHAR AS uid, NULL::VARCHAR AS stage, NULL::VARCHAR AS rule, NULL::DOUBLE AS value, "
+        "NULL::VARCHAR AS detail WHERE false"
     ]
-    rules = ["('', '', 0.0::DOUBLE, -1)"]
+    rules = ["('', '', 0.0::DOUBLE, '', -1)"]
     if dataset.screened.exists:
         verdicts.append(f"FROM {parquet(dataset.screened.paths('.parquet'))}")
         rules += _rule_rows("screen", dataset.screened.manifest.info["rules"], 0)
@@ -54,29 +55,32 @@ def create_views(connection: duckdb.DuckDBPyConnection, dataset: "Dataset") -> N
             "SELECT sha256, min(key) AS key, any_value(split) AS split FROM images WHERE status = 'ok' GROUP BY sha256",
         )
         verdicts.append(
-            "SELECT uid, 'download' AS stage, status AS rule, http_status::DOUBLE AS value "
+            "SELECT uid, 'download' AS stage, status AS rule, http_status::DOUBLE AS value, NULL AS detail "
             "FROM (SELECT uid, url FROM pairs) JOIN images USING (url) WHERE status <> 'ok'"
         )
         causes = connection.execute(
             "SELECT DISTINCT status FROM images WHERE status <> 'ok' ORDER BY status"
         ).fetchall()
-        rules += _rule_rows("download", {cause: None for (cause,) in causes}, 100)
+        rules += _rule_rows("download", {cause: {} for (cause,) in causes}, 100)
     if dataset.filtered.exists:
         verdicts.append(f"FROM {parquet(dataset.filtered.paths('.parquet'))}")
         rules += _rule_rows("filter", dataset.filtered.manifest.info["rules"], 200)
 
     view(
-        "rules", f"SELECT * FROM (VALUES {', '.join(rules)}) AS t(stage, rule, threshold, position) WHERE position >= 0"
+        "rules",
+        f"SELECT * FROM (VALUES {', '.join(rules)}) AS t(stage, rule, threshold, setting, position) "
+        "WHERE position >= 0",
     )
     view("verdicts", " UNION ALL ".join(verdicts))
     view(
         "drops",
         "SELECT uid, arg_min(stage, position) AS stage, arg_min(rule, position) AS rule, "
-        "arg_min(value, position) AS value FROM verdicts JOIN rules USING (stage, rule) GROUP BY uid",
+        "arg_min_null(value, position) AS value, arg_min_null(detail, position) AS detail "
+        "FROM verdicts JOIN rules USING (stage, rule) GROUP BY uid",
     )
     view(
         "funnel",
-        """SELECT position, rules.stage, rules.rule, threshold, count(drops.uid) AS pairs,
+        """SELECT position, rules.stage, rules.rule, threshold, setting, count(drops.uid) AS pairs,
                   (SELECT count(*) FROM verdicts v WHERE v.stage = rules.stage AND v.rule = rules.rule) AS failing
            FROM rules LEFT JOIN drops USING (stage, rule) GROUP BY ALL ORDER BY position""",
     )
@@ -102,8 +106,10 @@ def _split(dataset: "Dataset") -> str:
     return f"CASE WHEN sha256 IS NULL THEN NULL {' '.join(cases)} END"
 
 
-def _rule_rows(stage: str, thresholds: dict[str, float | None], first: int) -> list[str]:
-    return [
-        f"('{stage}', '{rule}', {'NULL' if threshold is None else float(threshold)}, {first + position})"
-        for position, (rule, threshold) in enumerate(thresholds.items())
-    ]
+def _rule_rows(stage: str, rules: dict[str, dict[str, Any]], first: int) -> list[str]:
+    rows = []
+    for position, (rule, described) in enumerate(rules.items()):
+        threshold = described.get("threshold")
+        number = "NULL" if threshold is None else repr(float(threshold))
+        rows.append(f"('{stage}', '{rule}', {number}, {literal(described.get('setting', ''))}, {first + position})")
+    return rows
