@@ -14,7 +14,7 @@ STAGE  = $(MILL) $@ --data "$(DATA)" --recipe "$(RECIPE)" --engine "$(ENGINE)" $
 STAGES := ingest screen download filter extract catalog train evaluate report
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo $(STAGES) retry rules sql summary bench-data test test-slow lint format
+.PHONY: help setup demo $(STAGES) retry align rules sql summary bench-data test test-slow lint format
 
 help: ## this list
 	@echo "make TARGET [RECIPE=recipes/demo.toml] [DATA=data/demo] [ENGINE=local|ray] [WORKERS=n]"; echo
@@ -50,6 +50,8 @@ catalog: $(READY) ## SQL views over everything, in catalog.duckdb
 train: $(READY) ## pretrain the recipe's models from the cached features  [ONLY=uniter]
 	@$(STAGE)
 evaluate: $(READY) ## image-text retrieval on the test split  [ONLY=uniter]
+	@$(STAGE)
+align: $(READY) ## score each pair by a trained dual encoder, for `filter`'s rules on alignment
 	@$(STAGE)
 report: $(READY) ## one HTML page: the funnel, pictures, curves, retrieval
 	@$(STAGE)

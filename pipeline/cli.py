@@ -14,7 +14,7 @@ from pipeline.engine import engine
 from pipeline.errors import PairmillError
 from pipeline.job import Job
 from pipeline.recipe import Recipe, load
-from pipeline.stages import STAGES, run_stage
+from pipeline.stages import ASIDE, STAGES, run_stage
 from pipeline.store.dataset import Dataset
 
 DEMO_PORT = 8765
@@ -69,7 +69,7 @@ def _parser() -> argparse.ArgumentParser:
 
     rules = commands.add_parser("rules", help="every rule with what it takes and its source")
     rules.set_defaults(run=_rules, data=Path())
-    for stage in STAGES:
+    for stage in (*STAGES, *ASIDE):
         sub = command(stage, _stage, f"run the stage {stage}")
         add_recipe(sub)
         sub.add_argument("--only", default="", help="names of extractors or runs, separated by commas; all otherwise")

@@ -1,53 +1,38 @@
 """Stage `download`: kept urls -> WebDataset shards `images/NNNNN.tar` with a metadata Parquet beside each.
 
-img2dataset does the work of a shard (threads, resizing, encoding); the fetch is `pipeline.fetch`, the writer is ours so
-that a shard is atomic, in order of keys, and the same bytes whatever order the answers came in. A url is fetched once,
-however many texts it has.
+A url is fetched once, however many texts it has, and not again when the recipe or the lists change, unless a setting
+does on which the picture depends: before the shards are made anew, those that are there are set aside, and what they
+hold of the urls that are still wanted is copied. `retry` asks again for what failed for a cause that can change.
 """
 
-import io
-import json
-import math
 import os
 import shutil
 from collections import Counter
-from functools import partial
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
+import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
-import webdataset
 
 from pipeline.errors import PairmillError
-from pipeline.fetch import UNREACHABLE, Fetched, Fetcher
 from pipeline.job import UP_TO_DATE, Job
 from pipeline.recipe import Download
-from pipeline.store.atomic import digest, replacing, write_json
-from pipeline.store.table import Manifest, Shard
+from pipeline.store.atomic import digest, file_sha256, replacing
+from pipeline.store.sql import identifier, parquet
+from pipeline.store.table import Manifest, Writing
+from pipeline.web.fetch import may_pass
+from pipeline.web.image_shard import LIST, MADE_WITH, SUFFIXES, ShardMaker, agrees
 
-VERSION = 1
-TELLING = 32  # a shard of so many urls, none of them reached, speaks of our network; a smaller one may just be dead
+VERSION = 2
 
-# Hashing the urls spreads every host over all shards.
-_URLS = "SELECT url, min_by(text, uid) AS caption FROM kept GROUP BY url ORDER BY sha256(url)"
-
-_METADATA = pa.schema(
-    [
-        ("key", pa.string()),
-        ("url", pa.string()),
-        ("status", pa.string()),
-        ("http_status", pa.int32()),
-        ("content_type", pa.string()),
-        ("final_url", pa.string()),
-        ("bytes", pa.int64()),
-        ("sha256", pa.string()),
-        ("width", pa.int32()),
-        ("height", pa.int32()),
-        ("original_width", pa.int32()),
-        ("original_height", pa.int32()),
-    ]
-)
+PASSING = frozenset({"dns", "tls", "host_down", "unexpected"})
+"""Causes that another day may change, though not another try at once: those are `may_pass`."""
+_POLITENESS = {
+    *("images_per_shard", "threads", "timeout", "deadline", "retries", "max_wait", "max_per_host", "host_delay"),
+    *("give_up_after", "contact", "user_agent"),
+}
+"""Settings that change neither what is asked for nor what a picture looks like."""
 
 
 def is_current(job: Job) -> bool:
@@ -56,171 +41,204 @@ def is_current(job: Job) -> bool:
 
 
 def _key(job: Job) -> str:
-    return job.key(VERSION, job.recipe.download, job.dataset.pairs, job.dataset.screened)
+    section = job.recipe.download
+    settings = [_made_with(section), section.images_per_shard]
+    return job.key(VERSION, settings, job.dataset.pairs, job.dataset.screened)
+
+
+def _made_with(settings: Download) -> str:
+    return digest(VERSION, settings.model_dump(mode="json", exclude=_POLITENESS))
 
 
 def run(job: Job) -> str:
-    section, table, key = job.recipe.download, job.dataset.images, _key(job)
+    """Fetch what is wanted and not there yet."""
     if is_current(job):
         return UP_TO_DATE
-    lists = job.dataset.root / ".staging" / "urls"
-    shard_keys = _write_lists(job, lists)
-    with table.writing(key, shard_keys) as writing:
-        fetch = partial(_download_shard, keys=shard_keys, lists=lists, folder=table.folder, settings=section)
-        for shard in job.engine.map(fetch, writing.todo, "download"):
+    manifest = _make(job, _plan(job, again=False))
+    requested, ok = manifest.count("requested"), manifest.count("ok")
+    return f"{requested:,} urls = {ok:,} downloaded + {requested - ok:,} failed"
+
+
+def retry(job: Job) -> str:
+    """Fetch again what failed for a cause that can change; what is there stays. Needs a finished `download`."""
+    job = replace(job, stage="download")
+    if not is_current(job):
+        raise PairmillError(
+            f"{job.dataset.images.folder} is not finished, or was made by another recipe", "run `make download` first"
+        )
+    before = job.dataset.images.manifest
+    plan = _plan(job, again=True)
+    if not plan.asked:
+        _tidy(job)
+        return UP_TO_DATE
+    # What needs nothing stays as it is; the others' keys are new ones, so that they are made again.
+    keys = {shard.name: digest(shard.key, "again") if plan.asked[shard.name] else shard.key for shard in before.shards}
+    manifest = _make(job, replace(plan, keys=keys))
+    gained = manifest.count("ok") - before.count("ok")
+    asked = plan.asked.total()
+    return f"{asked:,} urls asked again = {gained:,} downloaded + {asked - gained:,} failed"
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """The shards' keys, and how many urls of each must be asked for."""
+
+    keys: dict[str, str]
+    asked: Counter[str]
+
+
+def _staging(job: Job, name: str) -> Path:
+    folder = job.dataset.root / ".staging" / name
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def _make(job: Job, plan: _Plan) -> Manifest:
+    section, table = job.recipe.download, job.dataset.images
+    lists, earlier = _staging(job, "urls"), _staging(job, "earlier")
+    make = ShardMaker(
+        plan.keys, lists, earlier, table.folder, job.dataset.root / "logs" / "fetches", section, _made_with(section)
+    )
+    with table.writing(_key(job), plan.keys) as writing:
+        for shard in job.engine.map(make, writing.todo, "download"):
             writing.add(shard)
             job.log("shard", name=shard.name, **shard.counts)
+        _check_any(writing, table.folder)
+        manifest = writing.commit(check=_account)
+    _tidy(job)
+    return manifest
 
-        def account(manifest: Manifest) -> None:
-            counts = manifest.counts()
-            failed = sum(number for name, number in counts.items() if name.startswith("failed/"))
-            if counts.get("requested", 0) != counts.get("ok", 0) + failed:
-                raise AssertionError(f"the account of download does not add up: {counts}")
 
-        totals = Counter[str]()
-        for shard in writing.shards:
-            totals.update(shard.counts)
-        if totals["requested"] and not totals["ok"]:
-            writing.forget()
-            causes = ", ".join(f"{name[7:]} {number}" for name, number in totals.items() if name.startswith("failed/"))
+def _tidy(job: Job) -> None:
+    """Remove what was staged: the lists, and the shards set aside."""
+    shutil.rmtree(_staging(job, "urls"))
+    shutil.rmtree(_staging(job, "earlier"))
+
+
+def _account(manifest: Manifest) -> None:
+    counts = manifest.counts()
+    failed = sum(number for name, number in counts.items() if name.startswith("failed/"))
+    if counts.get("requested", 0) != counts.get("ok", 0) + failed:
+        raise AssertionError(f"the account of download does not add up: {counts}")
+
+
+def _check_any(writing: Writing, folder: Path) -> None:
+    totals = Counter[str]()
+    for shard in writing.shards:
+        totals.update(shard.counts)
+    if totals["requested"] and not totals["ok"]:
+        writing.forget()
+        shutil.rmtree(folder)
+        causes = ", ".join(f"{name[7:]} {number}" for name, number in totals.items() if name.startswith("failed/"))
+        raise PairmillError(
+            f"none of the {totals['requested']:,} images could be had ({causes})",
+            "is the server up? [download] allow_hosts names hosts on private addresses that may be asked",
+        )
+
+
+def _plan(job: Job, again: bool) -> _Plan:
+    """Set aside what is there, and write each shard's LIST; `again`: ask anew for what can change."""
+    section = job.recipe.download
+    made_with = _made_with(section)
+    earlier = _set_aside(job, made_with)
+    lists = _staging(job, "urls")
+    keys, asked = {}, Counter[str]()
+    with job.dataset.connect(job.recipe.engine.memory_limit, job.engine.workers) as connection:
+        _create_wanted(connection, section.blur_column)
+        _create_had(connection, earlier, again)
+        # Hashing the urls spreads every host over all shards. What an earlier shard holds lies in the same order.
+        reader = connection.sql(
+            "SELECT wanted.url, caption, boxes, had_in, had_key FROM wanted LEFT JOIN had ON wanted.url = had.url "
+            "AND (status <> 'ok' OR blurred IS NOT DISTINCT FROM boxes) ORDER BY sha256(wanted.url)"
+        ).to_arrow_reader(section.images_per_shard)
+        for index, batch in enumerate(reader):
+            name = f"{index:05d}"
+            keys[name] = digest(made_with, batch.select(["url", "caption", "boxes"]).to_pydict())
+            if missing := batch["had_in"].null_count:
+                asked[name] = missing
+            with replacing(lists / f"{name}.arrow") as path, pa.OSFile(str(path), "wb") as file:
+                with pa.ipc.new_file(file, LIST) as writer:
+                    writer.write(batch.cast(LIST))
+    return _Plan(keys, asked)
+
+
+def _set_aside(job: Job, made_with: str) -> list[Path]:
+    """Link every finished shard of these settings into the staging area; returns the links of the metadata.
+
+    A shard whose files disagree is removed, so that it is made anew. The links are named by content: whatever comes in
+    between, and how often, nothing that was fetched is lost before the table that needs it is committed.
+    """
+    folder, earlier = job.dataset.images.folder, _staging(job, "earlier")
+    for stats in sorted(folder.glob(f"*{SUFFIXES[-1]}")):
+        name = stats.name.removesuffix(SUFFIXES[-1])
+        if not agrees(folder, name):
+            job.log("disagrees", name=name)
+            for suffix in SUFFIXES:
+                (folder / f"{name}{suffix}").unlink(missing_ok=True)
+            continue
+        content = file_sha256(folder / f"{name}.parquet")[:32]
+        for suffix in (".tar", ".parquet"):  # the metadata last: where it is, the pictures are
+            _link(folder / f"{name}{suffix}", earlier / f"{content}{suffix}")
+    usable = []
+    for path in sorted(earlier.glob("*.parquet")):
+        if (pq.read_schema(path).metadata or {}).get(MADE_WITH) == made_with.encode():
+            usable.append(path)
+        else:
+            path.unlink()
+            path.with_suffix(".tar").unlink(missing_ok=True)
+    return usable
+
+
+def _link(source: Path, target: Path) -> None:
+    if target.exists():
+        return
+    try:
+        os.link(source, target)
+    except OSError:  # a file system without links
+        with replacing(target) as path:
+            shutil.copyfile(source, path)
+
+
+def _create_wanted(connection: duckdb.DuckDBPyConnection, blur_column: str | None) -> None:
+    """The view `wanted`: (url, caption, boxes), one row for each url that `screen` left, with all its pairs' boxes."""
+    # Only what `screen` says counts here: verdicts of an earlier download or filter may still lie about.
+    connection.execute(
+        "CREATE TEMP VIEW screened AS FROM pairs ANTI JOIN (FROM verdicts WHERE stage = 'screen') USING (uid)"
+    )
+    boxes = "NULL"
+    if blur_column is not None:
+        columns = {str(name): str(kind) for name, kind, *_ in connection.execute("DESCRIBE screened").fetchall()}
+        if blur_column not in columns:
             raise PairmillError(
-                f"none of the {totals['requested']:,} images could be had ({causes})",
-                "is the server up? [download] allow_hosts names hosts on private addresses that may be asked",
+                f"[download] blur_column: the pairs have no column {blur_column!r}",
+                f"name one of {', '.join(columns)}, or see that the lists have it",
             )
-        manifest = writing.commit(check=account)
-    shutil.rmtree(lists)
-    return (
-        f"{manifest.count('requested'):,} urls = {manifest.count('ok'):,} downloaded + {_failures(manifest):,} failed"
+        quoted = identifier(blur_column)
+        # What is there but is no list of lists of numbers becomes a box that is none, so that it is not passed over.
+        read = f"coalesce(TRY_CAST({quoted} AS DOUBLE[][]), CASE WHEN {quoted} IS NOT NULL THEN [[-1.0]] END)"
+        boxes = f"list_sort(list_distinct(flatten(list({read}) FILTER (WHERE {quoted} IS NOT NULL))))"
+    connection.execute(
+        f"CREATE TEMP VIEW wanted AS SELECT url, min_by(text, uid) AS caption, ({boxes})::DOUBLE[][] AS boxes "
+        "FROM screened GROUP BY url"
     )
 
 
-def _failures(manifest: Manifest) -> int:
-    return manifest.count("requested") - manifest.count("ok")
-
-
-def _write_lists(job: Job, folder: Path) -> dict[str, str]:
-    """Write each shard's urls and captions as Arrow, as img2dataset reads them; returns the shards' keys."""
-    folder.mkdir(parents=True, exist_ok=True)
-    keys = {}
-    settings = job.recipe.download.model_dump(mode="json", exclude={"threads"})
-    with job.dataset.connect(job.recipe.engine.memory_limit, job.engine.workers) as connection:
-        # Only what `screen` says counts here: verdicts of an earlier download or filter may still lie about.
+def _create_had(connection: duckdb.DuckDBPyConnection, earlier: list[Path], again: bool) -> None:
+    """The view `had`: (url, status, blurred, had_in, had_key), where the row of a url is already had."""
+    if not earlier:
         connection.execute(
-            "CREATE OR REPLACE TEMP VIEW kept AS "
-            "FROM pairs ANTI JOIN (FROM verdicts WHERE stage = 'screen') USING (uid)"
+            "CREATE TEMP VIEW had AS SELECT '' AS url, '' AS status, NULL::DOUBLE[][] AS blurred, '' AS had_in, "
+            "'' AS had_key WHERE false"
         )
-        reader: pa.RecordBatchReader = connection.sql(_URLS).to_arrow_reader(job.recipe.download.images_per_shard)
-        for index, batch in enumerate(reader):
-            name = f"{index:05d}"
-            keys[name] = digest(VERSION, settings, batch.to_pydict())
-            with replacing(folder / f"{name}.arrow") as path, pa.OSFile(str(path), "wb") as file:
-                with pa.ipc.new_file(file, batch.schema) as writer:
-                    writer.write(batch)
-    return keys
-
-
-def _download_shard(name: str, *, keys: dict[str, str], lists: Path, folder: Path, settings: Download) -> Shard:
-    """Download one shard with img2dataset's Downloader."""
-    os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"  # its import would ask the network whether it is the newest
-    import img2dataset.downloader
-    from img2dataset.resizer import Resizer
-
-    with pa.memory_map(str(lists / f"{name}.arrow")) as source:
-        urls = pa.ipc.open_file(source).read_all()["url"].to_pylist()
-    shard_digits = max(5, len(name))
-    results: dict[int, Fetched] = {}
-    with Fetcher(settings) as fetcher:
-
-        def fetch(row: tuple[int, str], **_: Any) -> tuple[int, io.BytesIO | None, str | None]:
-            position, url = row
-            result = results[position] = fetcher.fetch(url)
-            if result.content is None:
-                return position, None, result.status
-            stream, result.content = io.BytesIO(result.content), None
-            return position, stream, None
-
-        def writer(*arguments: Any) -> "_ShardWriter":
-            return _ShardWriter(folder, name, results)
-
-        img2dataset.downloader.download_image_with_retry = fetch
-        img2dataset.downloader.write_stats = lambda *_: None
-        resizer = Resizer(
-            image_size=settings.image_size,
-            resize_mode="keep_ratio_largest",
-            resize_only_if_bigger=True,
-            encode_quality=settings.jpeg_quality,
-        )
-        downloader = img2dataset.downloader.Downloader(
-            sample_writer_class=writer,
-            resizer=resizer,
-            thread_count=settings.threads,
-            save_caption=True,
-            extract_exif=False,
-            output_folder=str(folder),
-            column_list=["url", "caption"],
-            timeout=settings.timeout,
-            number_sample_per_shard=10 ** max(1, math.ceil(math.log10(settings.images_per_shard))),
-            oom_shard_count=shard_digits,
-            compute_hash="sha256",
-            verify_hash_type=None,
-            encode_format="jpg",
-            retries=settings.retries,
-            user_agent_token=None,
-            disallowed_header_directives=None,
-        )
-        taken = lists / f"{name}.taken.arrow"  # img2dataset removes the list that it was given
-        shutil.copyfile(lists / f"{name}.arrow", taken)
-        downloader.download_shard((int(name), str(taken)))
-
-    metadata = pq.read_table(folder / f"{name}.parquet", columns=["status"])["status"].to_pylist()
-    if len(metadata) != len(urls):
-        raise PairmillError(f"shard {name}: {len(urls)} urls, but {len(metadata)} rows came back")
-    causes = Counter(status for status in metadata if status != "ok")
-    if len(urls) >= TELLING and sum(causes[cause] for cause in UNREACHABLE) == len(urls):
-        raise PairmillError(
-            f"shard {name}: none of its {len(urls)} urls could be reached ({', '.join(sorted(causes))})",
-            "check the network and the server, then run it again: what is done is kept",
-        )
-    counts = {"requested": len(urls), "ok": len(urls) - causes.total()}
-    counts |= {f"failed/{cause}": number for cause, number in sorted(causes.items())}
-    write_json(folder / f"{name}_stats.json", counts)
-    return Shard.of(folder, name, keys[name], [f"{name}.tar", f"{name}.parquet", f"{name}_stats.json"], counts)
-
-
-class _ShardWriter:
-    """Takes samples in any order and writes tar and Parquet in order of keys, each atomically."""
-
-    def __init__(self, folder: Path, name: str, results: dict[int, Fetched]) -> None:
-        self.folder, self.name, self.results = folder, name, results
-        self.samples: dict[str, tuple[bytes | None, str, dict[str, Any]]] = {}
-
-    def write(self, image: bytes | None, key: str, caption: str | None, meta: dict[str, Any]) -> None:
-        self.samples[key] = (image, caption or "", meta)
-
-    def close(self) -> None:
-        rows = []
-        with replacing(self.folder / f"{self.name}.tar") as path, open(path, "wb") as file:
-            with webdataset.TarWriter(file, encoder=False, mtime=0, user="pairmill", group="pairmill") as tar:
-                for position, key in enumerate(sorted(self.samples)):
-                    image, caption, meta = self.samples[key]
-                    row = self._row(key, meta, self.results[position])
-                    rows.append(row)
-                    if image is not None:
-                        described = json.dumps(row | {"caption": caption}, sort_keys=True).encode()
-                        tar.write({"__key__": key, "jpg": image, "txt": caption.encode(), "json": described})
-        with replacing(self.folder / f"{self.name}.parquet") as path:
-            pq.write_table(pa.Table.from_pylist(rows, _METADATA), path, compression="zstd")
-
-    @staticmethod
-    def _row(key: str, meta: dict[str, Any], fetched: Fetched) -> dict[str, Any]:
-        status = {"success": "ok", "failed_to_resize": "undecodable"}.get(meta["status"], fetched.status)
-        taken = ("url", "width", "height", "original_width", "original_height", "sha256")
-        return {
-            "key": key,
-            "status": status,
-            "http_status": fetched.http_status,
-            "content_type": fetched.content_type,
-            "final_url": fetched.final_url,
-            "bytes": fetched.bytes,
-            **{name: meta[name] for name in taken},
-        }
+        return
+    source = parquet(earlier, ", filename = true")
+    statuses = [status for (status,) in connection.execute(f"SELECT DISTINCT status FROM {source}").fetchall()]
+    left_out = [
+        status for status in statuses if status == "bad_boxes" or (again and (status in PASSING or may_pass(status)))
+    ]
+    connection.execute("CREATE TEMP TABLE left_out AS SELECT unnest(?::VARCHAR[]) AS status", [left_out])
+    connection.execute(
+        "CREATE TEMP VIEW had AS SELECT url, status, blurred, parse_filename(filename, true) AS had_in, key AS had_key "
+        f"FROM {source} ANTI JOIN left_out USING (status) "
+        "QUALIFY row_number() OVER (PARTITION BY url ORDER BY status <> 'ok', filename) = 1"
+    )

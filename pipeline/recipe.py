@@ -11,10 +11,10 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, ValidationError, field_validator, model_validator
 
 from pipeline.errors import PairmillError
-from pipeline.guard import Guard
 from pipeline.model_recipe import ModelRecipe, laid_over
-from pipeline.politeness import OPT_OUTS
 from pipeline.rules import check_threshold
+from pipeline.web.guard import Guard
+from pipeline.web.politeness import OPT_OUTS
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")]
@@ -107,7 +107,7 @@ class SemDeDup(Section):
 
     clusters: Annotated[int, Field(ge=1)] = 1000
     iterations: Annotated[int, Field(ge=1)] = 20
-    seed: int = 0
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
 
 
 class Filter(Rules):
@@ -117,6 +117,8 @@ class Filter(Rules):
     """Folders of pictures and WebDataset tars, or globs of them, for `near_evaluation` and `evaluation_similarity`."""
     clip: Clip | None = None
     semdedup: SemDeDup = SemDeDup()
+    alignment: Name | None = None
+    """A run of [train], trained with itc, under which `align` scores the pairs for `min_alignment`."""
 
 
 class Download(Section):

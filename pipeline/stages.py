@@ -6,7 +6,8 @@ from collections.abc import Callable
 
 from pipeline.job import UP_TO_DATE, Job
 
-# Named by module path, so that nothing is imported before it is needed, and nothing here depends on the trainers.
+# Named by module path (and function, where that is not `run`), so that nothing is imported before it is needed, and
+# nothing here depends on the trainers.
 STAGES = {
     "ingest": "pipeline.ingest",
     "screen": "pipeline.screen",
@@ -18,11 +19,17 @@ STAGES = {
     "evaluate": "trainers.evaluate",
     "report": "pipeline.report",
 }
+ASIDE = {
+    "retry": "pipeline.download:retry",
+    "align": "trainers.align",
+}
+"""What is called by itself, beside the chain."""
 
 
 def run_stage(job: Job) -> None:
     """Run one stage and print its one-line summary."""
-    run: Callable[[Job], str] = importlib.import_module(STAGES[job.stage]).run
+    module, _, function = (STAGES | ASIDE)[job.stage].partition(":")
+    run: Callable[[Job], str] = getattr(importlib.import_module(module), function or "run")
     started = time.monotonic()
     job.log("start")
     try:

@@ -20,10 +20,11 @@ from command import committed_bytes, finish, kill_hard, start
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pipeline import ingest, merging, pairing, row_groups
+from pipeline import ingest
 from pipeline.engine import LocalEngine
 from pipeline.errors import PairmillError
 from pipeline.job import UP_TO_DATE, Job
+from pipeline.lists import merging, pairing, row_groups
 from pipeline.lists import rows as list_rows
 from pipeline.recipe import Recipe
 from pipeline.store.dataset import Dataset

@@ -1,6 +1,7 @@
 """A web that misbehaves on purpose: raw sockets on loopback, one behaviour for each path."""
 
 import socket
+import ssl
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -72,16 +73,21 @@ class Web:
 
 
 @contextmanager
-def misbehaving() -> Iterator[Web]:
+def misbehaving(tls: ssl.SSLContext | None = None) -> Iterator[Web]:
+    """A web on a free port of 127.0.0.1, over TLS where a context is given."""
     web, stopping = Web(), threading.Event()
     listener = socket.create_server(("127.0.0.1", 0))
     web.port = listener.getsockname()[1]
+
+    def serve(connection: socket.socket) -> None:
+        with suppress(OSError):  # such as a client that does not trust us
+            web._serve(tls.wrap_socket(connection, server_side=True) if tls else connection, stopping)
 
     def accept() -> None:
         with suppress(OSError):
             while True:
                 connection, _ = listener.accept()
-                threading.Thread(target=web._serve, args=(connection, stopping), daemon=True).start()
+                threading.Thread(target=serve, args=(connection,), daemon=True).start()
 
     thread = threading.Thread(target=accept, daemon=True)
     thread.start()

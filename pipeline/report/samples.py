@@ -19,7 +19,7 @@ SPARE = 12
 
 @dataclass(frozen=True)
 class Sample:
-    """A pair. `key` is its picture's, where there is one; `value` what its rule measured, where it fell out: a number or words."""
+    """A pair. `key` is its picture's, where there is one; `value` what its rule measured, where it fell out."""
 
     uid: str
     url: str

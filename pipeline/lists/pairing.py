@@ -7,10 +7,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.cleaning import clean_column
 from pipeline.errors import PairmillError
 from pipeline.lists.rows import BadRow, Block, shortened
 from pipeline.recipe import Ingest
+from pipeline.texts.cleaning import clean_column
 
 MAX_TEXT_CHARACTERS = 10_000
 MAX_URL_CHARACTERS = 8192

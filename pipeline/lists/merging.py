@@ -14,8 +14,8 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.errors import PairmillError
-from pipeline.pairing import OWN_COLUMNS, UID_BYTES, uid_order
-from pipeline.row_groups import RowGroups
+from pipeline.lists.pairing import OWN_COLUMNS, UID_BYTES, uid_order
+from pipeline.lists.row_groups import RowGroups
 
 STRETCH_ROWS = 262_144
 STRETCH_BYTES = 100_000_000
@@ -24,7 +24,7 @@ REPEATED = pa.schema({"uid": pa.string(), "file": pa.string(), "row": pa.int64()
 
 
 def put_by(pairs: pa.Table, path: Path) -> None:
-    """Write a block's pairs (`pipeline.pairing.Pairs.table`), if there are any."""
+    """Write a block's pairs (`pipeline.lists.pairing.Pairs.table`), if there are any."""
     if len(pairs):
         with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, pairs.schema) as writer:
             writer.write_batch(pairs.combine_chunks().to_batches()[0])

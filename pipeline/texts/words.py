@@ -19,7 +19,7 @@ from icu4py.breakers import WordBreaker
 from numba import njit
 from numpy.typing import NDArray
 
-from pipeline.segments import SEED, decode, identify, letters, mix, step, tokenise
+from pipeline.texts.segments import SEED, decode, identify, letters, mix, step, tokenise
 
 
 @dataclass(frozen=True)

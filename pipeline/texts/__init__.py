@@ -1,0 +1,1 @@
+"""Texts: cleaned, cut into words, and counted over a whole corpus."""
