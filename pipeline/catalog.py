@@ -10,7 +10,7 @@ from pipeline.store.atomic import digest, replacing
 from pipeline.store.dataset import Dataset
 from pipeline.store.views import create_views
 
-VERSION = 1
+VERSION = 2
 MAX_ROWS = 200
 
 
@@ -22,7 +22,9 @@ def run(job: Job) -> str:
 def refresh(dataset: Dataset) -> list[str] | None:
     """Make the catalog if the tables have changed since; returns its views' names, or None if it is up to date."""
     dataset.pairs.manifest  # noqa: B018 - says that `ingest` must run first
-    key = digest("catalog", VERSION, str(dataset.root.resolve()), [table.manifest.digest for table in dataset.data_tables()])
+    key = digest(
+        "catalog", VERSION, str(dataset.root.resolve()), [table.manifest.digest for table in dataset.data_tables()]
+    )
     if is_stamped(dataset.catalog, key):
         return None
     started = time.monotonic()

@@ -1,36 +1,85 @@
-"""Stage `filter`: the rules that need the image, over the metadata that the download wrote -> `verdicts/filter`.
+"""Stage `filter`: the rules that need the image -> `verdicts/filter`. Nothing is fetched, and no image is rewritten.
 
-No image is read and nothing is fetched: another threshold costs one SQL query. The split of the images is fixed here.
+Two halves. What the recipe's rules name is measured where it is not at hand (`pipeline.signals.measuring`); then SQL
+joins the signals and judges. Another threshold costs that half alone. The split of the images is fixed here.
 """
 
+from collections.abc import Iterable, Sequence
+
+import duckdb
+
 from pipeline.job import UP_TO_DATE, Job
-from pipeline.store.verdicts import write_verdicts
+from pipeline.signals import named_in
+from pipeline.signals.judged import JUDGED
+from pipeline.signals.measuring import Measured, measured
+from pipeline.store.sql import identifier, parquet
+from pipeline.store.verdicts import asked_rules, write_verdicts
 
-VERSION = 1
+VERSION = 2
 
-# Judged are the pairs that passed `screen` and whose image is there.
-_SIGNALS = """
-CREATE TEMP TABLE signals AS
-SELECT uid,
-    least(original_width, original_height) AS shorter_side,
-    greatest(original_width, original_height) / least(original_width, original_height) AS aspect,
-    count(DISTINCT text) OVER (PARTITION BY sha256) AS texts_per_image,
-    row_number() OVER (PARTITION BY sha256, text ORDER BY uid) AS copy
-FROM (SELECT uid, url, text FROM pairs) ANTI JOIN (SELECT uid FROM verdicts WHERE stage = 'screen') USING (uid)
-    JOIN images USING (url)
-WHERE status = 'ok'"""
+# What follows from the metadata that the download wrote, from other pairs, and from a picture's hash.
+_FACTS = {
+    "shorter_side": "least(original_width, original_height)",
+    "aspect": "greatest(original_width, original_height) / least(original_width, original_height)",
+    "megapixels": "original_width::BIGINT * original_height / 1e6",
+    "texts_per_image": "count(DISTINCT text) OVER (PARTITION BY sha256)",
+    "copy": "row_number() OVER (PARTITION BY sha256, text ORDER BY uid)",
+    "look_alike": "CASE WHEN phash IS NOT NULL THEN row_number() OVER (PARTITION BY phash, text ORDER BY uid) END",
+}
 
 
 def run(job: Job) -> str:
-    rules, split = job.recipe.filter.rules, job.recipe.split
-    dataset = job.dataset
-    key = job.key(VERSION, job.recipe.filter, split, dataset.pairs, dataset.screened, dataset.images)
-    if job.dataset.filtered.is_current(key):
+    dataset, split = job.dataset, job.recipe.split
+    asked = asked_rules("filter", job.recipe.filter.rules)
+    expressions = [entry.rule.measure.lower() for entry in asked]  # in SQL, names are the same in either case
+    expressions += [_FACTS[fact] for fact in named_in(expressions, list(_FACTS))]
+    found = measured(job, expressions)
+    rules = job.recipe.filter.model_dump(mode="json", include={"rules"})
+    signals = {signal.name: signal.table.manifest.digest for signal in found}
+    key = job.key(VERSION, rules, signals, split, dataset.pairs, dataset.screened, dataset.images)
+    if dataset.filtered.is_current(key):
         return UP_TO_DATE
-    with job.dataset.connect(job.recipe.engine.memory_limit, job.engine.workers) as connection:
-        connection.execute(_SIGNALS)
+    with dataset.connect(job.recipe.engine.memory_limit, job.engine.workers) as connection:
+        connection.execute(f"CREATE TEMP TABLE signals AS {_signals(connection, expressions, found)}")
         info = {"split": split.model_dump()}
-        manifest = write_verdicts(job.dataset.filtered, key, "filter", rules, connection, job.dataset.pairs, info)
+        manifest = write_verdicts(dataset.filtered, key, asked, connection, dataset.pairs, info)
+    notes = "".join(f"; {signal.note}" for signal in found if signal.note)
     return (
         f"{manifest.count('pairs'):,} pairs = {manifest.count('kept'):,} kept + {manifest.count('dropped'):,} dropped"
+        + notes
     )
+
+
+def _signals(connection: duckdb.DuckDBPyConnection, expressions: Sequence[str], found: Sequence[Measured]) -> str:
+    """SQL of (uid, every column that the expressions name) for the judged pairs.
+
+    Of equal names a fact hides what was measured, that the images' metadata, and those a column of the lists.
+    """
+    selected: dict[str, str] = {}
+
+    def select(relation: str, named: Iterable[str]) -> list[str]:
+        by_lower = {name.lower(): f"{relation}.{identifier(name)}" for name in named}
+        new = [name for name in named_in(expressions, list(by_lower)) if name not in selected]
+        selected.update({name: f"{by_lower[name]} AS {identifier(name)}" for name in new})
+        return new
+
+    select("facts", _FACTS)
+    joins = ""
+    for position, signal in enumerate(found):
+        select(f"signal{position}", signal.columns)
+        source = parquet(signal.table.paths(".parquet"))
+        joins += f" LEFT JOIN {source} AS signal{position} USING ({signal.joins})"
+    select("judged", ["text", *_columns(connection, "images")])
+    if select("listed", [column for column in _columns(connection, "pairs") if column != "uid"]):
+        joins += " JOIN pairs AS listed USING (uid)"
+    facts = ", ".join(f"{_FACTS[fact]} AS {fact}" for fact in named_in(expressions, list(_FACTS)))
+    hashes = next((signal for signal in found if signal.name == "phash"), None)
+    hashed = f" LEFT JOIN {parquet(hashes.table.paths('.parquet'))} USING (key)" if hashes else ""
+    if facts:
+        joins += f" JOIN (SELECT uid, {facts} FROM judged{hashed}) AS facts USING (uid)"
+    columns = "".join(f", {expression}" for expression in selected.values())
+    return f"WITH judged AS ({JUDGED}) SELECT judged.uid{columns} FROM judged{joins}"
+
+
+def _columns(connection: duckdb.DuckDBPyConnection, relation: str) -> list[str]:
+    return [row[0] for row in connection.execute(f"DESCRIBE {relation}").fetchall()]

@@ -16,11 +16,11 @@ import pyarrow as pa
 from pipeline.errors import PairmillError
 from pipeline.job import UP_TO_DATE, Job
 from pipeline.lists.files import Part, broken, parts_of
+from pipeline.lists.merging import Stretches, merge, put_by, staged_schema
+from pipeline.lists.pairing import pairs_of
 from pipeline.lists.reading import blocks
-from pipeline.merging import Stretches, merge, put_by, staged_schema
-from pipeline.pairing import pairs_of
+from pipeline.lists.row_groups import RowGroups
 from pipeline.recipe import Ingest
-from pipeline.row_groups import RowGroups
 from pipeline.store.atomic import digest, replacing, sync
 from pipeline.store.table import Manifest, Shard
 

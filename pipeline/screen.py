@@ -1,7 +1,7 @@
 """Stage `screen`: the rules that need only url and text, before a byte is downloaded -> `verdicts/screen`.
 
 Two halves. What the recipe's rules measure is measured once and kept (`signals/<group>/`): a pass over the pairs, the
-counts over the whole corpus (`pipeline.counting`), a pass that brings them back to each pair. Then every shard is
+counts over the whole corpus (`pipeline.texts.counting`), a pass that brings them back to each pair. Then every shard is
 judged by SQL; another threshold costs that half alone.
 """
 
@@ -17,13 +17,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.counting import Count, Histogram
 from pipeline.job import UP_TO_DATE, Job
 from pipeline.signals import Block, Counted, TextSignals, named_in
 from pipeline.signals.registry import text_signals
 from pipeline.store.atomic import digest, replacing
 from pipeline.store.table import Shard
 from pipeline.store.verdicts import Asked, asked_rules, check_account, described, write_shard
+from pipeline.texts.counting import Count, Histogram
 
 VERSION = 2
 BLOCK_ROWS = 1 << 18

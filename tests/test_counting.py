@@ -14,9 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from pipeline.counting import Count
 from pipeline.engine import engine
 from pipeline.errors import PairmillError
+from pipeline.texts.counting import Count
 
 KEYS = st.one_of(
     st.integers(0, 3),

@@ -12,7 +12,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from icu4py.breakers import WordBreaker
 
-from pipeline.words import measure, repetition_ratios, text_keys, words_of
+from pipeline.texts.words import measure, repetition_ratios, text_keys, words_of
 
 LETTER_OR_DIGIT = regex.compile(
     r"[\p{L}\p{WB=ALetter}\p{WB=Hebrew_Letter}\p{WB=Katakana}\p{WB=Numeric}\p{Han}\p{Hiragana}\p{LB=SA}]"

@@ -1,8 +1,8 @@
 """Signals: what is measured about every pair or image, once, so that rules can judge it under any threshold.
 
 A group of signals is measured together and kept as a table `signals/<group>/`, one Parquet file a shard of what it
-measures, in that shard's order of rows. In a rule's expression a signal's name hides a column of the lists that has
-the same.
+measures, in that shard's order of rows. In a rule's expression a signal of the text hides a column of the lists that
+has the same name; a model's score of the image (clip_score, nsfw, alignment) is not measured where the lists bring it.
 """
 
 import re
@@ -14,8 +14,8 @@ from typing import Any, Protocol, TypeAlias
 import numpy as np
 import pyarrow as pa
 
-from pipeline.counting import Histogram
-from pipeline.words import Measured, measure
+from pipeline.texts.counting import Histogram
+from pipeline.texts.words import Measured, measure
 
 Column: TypeAlias = Any
 """numpy array, or pyarrow Array or ChunkedArray."""
@@ -84,6 +84,6 @@ class TextSignals(Protocol):
 
 
 def named_in(expressions: Iterable[str], columns: Sequence[str]) -> list[str]:
-    """Those of the columns that the SQL expressions name."""
+    """Those of the columns that the SQL expressions name, in upper or lower case."""
     text = "\n".join(expressions)
-    return [column for column in columns if re.search(rf"(?<![\w]){re.escape(column)}(?![\w])", text)]
+    return [column for column in columns if re.search(rf"(?i)(?<![\w]){re.escape(column)}(?![\w])", text)]

@@ -9,10 +9,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.errors import PairmillError
-from pipeline.guard import plain_host
 from pipeline.rules import HOST
 from pipeline.signals import Block, Column, Counted, Found
 from pipeline.signals.entries import EntryFile
+from pipeline.web.guard import plain_host
 
 _HOST_NAME = re.compile(r"[a-z0-9_-]+(\.[a-z0-9_-]+)*")
 

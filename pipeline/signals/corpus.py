@@ -8,7 +8,7 @@ from numba import njit
 from numpy.typing import NDArray
 
 from pipeline.signals import Block, Column, Counted, Found
-from pipeline.words import text_keys
+from pipeline.texts.words import text_keys
 
 
 class Sharing:

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import pyarrow as pa
 
 from pipeline.signals import Block, Column, Counted, Found
-from pipeline.words import repetition_ratios
+from pipeline.texts.words import repetition_ratios
 
 
 class _Local:

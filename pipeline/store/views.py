@@ -2,10 +2,11 @@
 
 | view       | one row for                                  | columns                                             |
 |------------|----------------------------------------------|-----------------------------------------------------|
-| pairs      | a (url, text) pair                           | uid, url, text, file, row                           |
+| pairs      | a (url, text) pair                           | uid, url, text, original, the lists' own, file, row |
 | quarantine | an input row that could not be read          | file, row, reason, content                          |
 | repeated   | a further copy of a pair in the input        | uid, file, row                                      |
 | rules      | a rule of the recipe, in the order applied   | stage, rule, threshold, setting, position           |
+| fetches    | a url that was asked for, its last time      | url, status, http_status, attempts, seconds, time   |
 | images     | a url that was asked for                     | key, url, status, width, height, sha256, bytes, ... |
 | verdicts   | a rule that a pair failed                    | uid, stage, rule, value, detail                     |
 | drops      | a pair that fell out, by the first rule      | uid, stage, rule, value, detail                     |
@@ -48,6 +49,10 @@ def create_views(connection: duckdb.DuckDBPyConnection, dataset: "Dataset") -> N
     if dataset.screened.exists:
         verdicts.append(f"FROM {parquet(dataset.screened.paths('.parquet'))}")
         rules += _rule_rows("screen", dataset.screened.manifest.info["rules"], 0)
+    fetches = dataset.root / "logs" / "fetches"
+    if any(fetches.glob("*.parquet")):
+        latest = "row_number() OVER (PARTITION BY url ORDER BY time DESC) = 1"
+        view("fetches", f"FROM {parquet([fetches / '*.parquet'])} QUALIFY {latest}")
     if dataset.images.exists:
         view("images", f"SELECT *, {_split(dataset)} AS split FROM {parquet(dataset.images.paths('.parquet'))}")
         view(

@@ -1,0 +1,99 @@
+"""Stage align: the scores are the dual encoder's own cosines, and `filter` judges by them."""
+
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from synthetic import OWN, commit, make_dataset, model_recipe
+
+from pipeline import filter
+from pipeline.engine import engine
+from pipeline.errors import PairmillError
+from pipeline.job import UP_TO_DATE, Job
+from pipeline.recipe import Recipe
+from pipeline.store.dataset import Dataset
+from pipeline.store.features import FeatureStore
+from trainers import align, train
+from trainers.saved import load_run
+from trainers.scoring import Scorer
+from trainers.text import encode
+from trainers.training import best_device
+
+BLOCKS = [{"repeat": 1, "attention": [OWN], "weights": "separate"}]
+RUNS = {
+    "dual": model_recipe("grid", blocks=BLOCKS, objectives={"itc": {}}),
+    "single": model_recipe("grid"),
+}
+
+
+def job(dataset: Dataset, stage: str, run: str | None = "dual", **rules: Any) -> Job:
+    recipe = Recipe.model_validate({"name": "t", "train": RUNS, "filter": {"rules": rules, "alignment": run}})
+    return Job(stage, recipe, dataset, engine("local", 1), frozenset(["dual"]))
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    dataset = make_dataset(tmp_path_factory.mktemp("align"), images=60)
+    columns = {name: pa.array([], pa.string()) for name in ("uid", "stage", "rule", "detail")}
+    none = pa.table(columns | {"value": pa.array([], pa.float64())}).select(["uid", "stage", "rule", "value", "detail"])
+    commit(dataset.screened, {"only.parquet": none}, {"rules": {}})
+    commit(dataset.filtered, {"only.parquet": none}, {"rules": {}, "split": dataset.filtered.manifest.info["split"]})
+    train.run(job(dataset, "train"))
+    return dataset
+
+
+def scores(dataset: Dataset) -> dict[str, float]:
+    (path,) = dataset.signals("alignment", "align").paths(".parquet")
+    return {row["uid"]: row["alignment"] for row in pq.read_table(path).to_pylist()}
+
+
+def test_what_is_scored_judged_and_up_to_date(trained: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(PairmillError, match="make align"):
+        filter.run(job(trained, "filter", min_alignment=0.0))
+    monkeypatch.setattr(align, "BLOCK", 7)
+    assert "90 pairs scored by dual" in align.run(job(trained, "align"))
+    assert align.run(job(trained, "align")) == UP_TO_DATE
+    store = FeatureStore(trained.features("grid"))
+    saved = load_run(trained.run("dual"), store)
+    scorer = Scorer(saved.model, store, "grid", best_device())
+    with trained.connect() as connection:
+        query = "SELECT uid, text, key FROM pairs JOIN images USING (url)"
+        rows = connection.execute(query).fetchall()
+    found = scores(trained)
+    assert set(found) == {uid for uid, _, _ in rows}
+    for uid, text, key in rows:
+        alone = scorer.scores(encode(saved.tokenizer, [text], 20), [key])[0, 0]
+        assert found[uid] == pytest.approx(alone, abs=1e-5)
+        assert -1.001 <= alone <= 1.001
+    threshold = sorted(found.values())[len(found) // 3]
+    filter.run(job(trained, "filter", min_alignment=threshold))
+    with trained.connect() as connection:
+        fell = {uid for (uid,) in connection.execute("SELECT uid FROM verdicts").fetchall()}
+    assert fell == {uid for uid, score in found.items() if score < threshold}
+    assert len(fell) == len(found) // 3
+    assert align.run(job(trained, "align")) == UP_TO_DATE
+
+
+@pytest.mark.parametrize(("run", "said"), [(None, "no run"), ("nowhere", "'nowhere'"), ("single", "joint space")])
+def test_a_run_that_cannot_score_is_said_so(trained: Dataset, run: str | None, said: str) -> None:
+    with pytest.raises(PairmillError, match=said):
+        align.run(job(trained, "align", run))
+
+
+def test_scores_of_other_pairs_are_not_used(tmp_path: Path, trained: Dataset) -> None:
+    align.run(job(trained, "align"))
+    one = pq.read_table(trained.pairs.folder / "only.parquet").slice(0, 50)
+    other = make_dataset(tmp_path, images=60)
+    none = pa.table({name: pa.array([], pa.string()) for name in ("uid", "stage", "rule", "value", "detail")})
+    commit(other.screened, {"only.parquet": none}, {"rules": {}})
+    (tmp_path / "pairs" / "manifest.json").unlink()
+    commit(other.pairs, {"only.parquet": one, "repeated.parquet": one.slice(0, 0)}, {"part": True})
+    (tmp_path / "verdicts" / "filter" / "manifest.json").unlink()
+    target = other.signals("alignment", "align").folder
+    target.mkdir(parents=True)
+    for path in trained.signals("alignment", "align").folder.iterdir():
+        (target / path.name).write_bytes(path.read_bytes())
+    with pytest.raises(PairmillError, match="other pairs"):
+        filter.run(job(other, "filter", min_alignment=0.0))
