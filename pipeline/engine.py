@@ -31,6 +31,9 @@ class Engine(Protocol):
 
     def map(self, function: Callable[[str], Result], tasks: Sequence[str], label: str) -> Iterator[Result]: ...
 
+    def light(self) -> "Engine":
+        """An engine for work that is done sooner than workers start, where that is one of its own."""
+
     def close(self) -> None: ...
 
 
@@ -53,6 +56,21 @@ def _lost(task: str, tries: int) -> PairmillError:
     )
 
 
+class InlineEngine:
+    """This process, one task after the other."""
+
+    workers = 1
+
+    def map(self, function: Callable[[str], Result], tasks: Sequence[str], label: str) -> Iterator[Result]:
+        yield from map(function, tqdm(tasks, desc=label, unit="shard", disable=None if tasks else True))
+
+    def light(self) -> "Engine":
+        return self
+
+    def close(self) -> None:
+        """There is nothing to end."""
+
+
 class LocalEngine:
     """Spawned processes on this machine. They outlive a `map`, since starting one and its imports takes seconds."""
 
@@ -65,6 +83,9 @@ class LocalEngine:
         if self._pool is not None:
             _stop(self._pool)
             self._pool = None
+
+    def light(self) -> Engine:
+        return InlineEngine()
 
     def map(self, function: Callable[[str], Result], tasks: Sequence[str], label: str) -> Iterator[Result]:
         tries = dict.fromkeys(tasks, 0)
@@ -154,6 +175,9 @@ class RayEngine:
         except ImportError:
             raise PairmillError("ENGINE=ray needs Ray", "pip install 'pairmill[ray]'") from None
         self.ray = ray
+
+    def light(self) -> Engine:
+        return self  # what runs on a cluster is to run there whatever its size
 
     def close(self) -> None:
         """Nothing of the cluster's is this process' own."""

@@ -17,6 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline.engine import Engine
 from pipeline.job import UP_TO_DATE, Job
 from pipeline.signals import Block, Counted, TextSignals, named_in
 from pipeline.signals.registry import text_signals
@@ -26,6 +27,7 @@ from pipeline.store.verdicts import Asked, asked_rules, check_account, described
 from pipeline.texts.counting import Count, Histogram
 
 VERSION = 2
+FEW = 300_000  # pairs that one process screens sooner than workers start
 BLOCK_ROWS = 1 << 18
 BLOCK_BYTES = 1 << 27
 KEYS = {"text": 1, "url": 1, "ngram": 18, "entry": 4}
@@ -55,9 +57,10 @@ def run(job: Job) -> str:
     key = job.key(VERSION, rules, keys, dataset.pairs)
     if dataset.screened.is_current(key):
         return UP_TO_DATE
+    engine = job.engine.light() if dataset.pairs.manifest.count("pairs") < FEW else job.engine
     missing = [g for g in groups if not dataset.signals(g.name, "screen").is_current(keys[g.name])]
     if missing:
-        _measure(job, missing, keys)
+        _measure(job, engine, missing, keys)
 
     shard_keys = {shard.name: digest(key, shard.name) for shard in dataset.pairs.manifest.shards}
     with dataset.screened.writing(key, shard_keys) as writing:
@@ -72,7 +75,7 @@ def run(job: Job) -> str:
             folder=dataset.screened.folder,
             keys=shard_keys,
         )
-        for shard in job.engine.map(judge, writing.todo, "screen: judging"):
+        for shard in engine.map(judge, writing.todo, "screen: judging"):
             writing.add(shard)
         manifest = writing.commit({"rules": described(asked)}, check=check_account)
     return (
@@ -80,7 +83,7 @@ def run(job: Job) -> str:
     )
 
 
-def _measure(job: Job, groups: list[TextSignals], keys: dict[str, str]) -> None:
+def _measure(job: Job, engine: Engine, groups: list[TextSignals], keys: dict[str, str]) -> None:
     """Measure the groups over all shards, each into its own table."""
     pairs = job.dataset.pairs
     files = {shard.name: shard.files[0].name for shard in pairs.manifest.shards}
@@ -104,15 +107,15 @@ def _measure(job: Job, groups: list[TextSignals], keys: dict[str, str]) -> None:
             work = Work(pairs.folder, files, tuple(groups), staging, counts)
             find = partial(_find, work=work)
             unseen = [name for name in files if not work.found(name).exists()]
-            for _ in job.engine.map(find, unseen, "screen: measuring"):
+            for _ in engine.map(find, unseen, "screen: measuring"):
                 pass
             for stream, count in counts.items():
-                for _ in job.engine.map(count.merge, count.tasks, f"screen: counting {stream}s"):
+                for _ in engine.map(count.merge, count.tasks, f"screen: counting {stream}s"):
                     pass
             histograms = {stream: count.histogram() for stream, count in counts.items()}
             targets = {name: (writing.table.folder, writing.shard_keys) for name, writing in writings.items()}
             gather = partial(_gather, work=work, histograms=histograms, targets=targets)
-            for made in job.engine.map(gather, todo, "screen: gathering"):
+            for made in engine.map(gather, todo, "screen: gathering"):
                 for name, shard in made.items():
                     writings[name].add(shard)
         for writing in writings.values():

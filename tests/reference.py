@@ -131,6 +131,7 @@ class Picture:
     sha256: str = ""
     width: int = 0
     height: int = 0
+    size: int = field(default=0, compare=False)
 
 
 def fault(seed: int, path: str) -> float:
@@ -166,7 +167,34 @@ def look(
         return Picture("max_pixels")
     if undecodable(content):
         return Picture("undecodable")
-    return Picture("ok", hashlib.sha256(content).hexdigest(), width, height)
+    return Picture("ok", hashlib.sha256(content).hexdigest(), width, height, len(content))
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A picture as the dataset holds it: its place, and ImageHash's hash of it."""
+
+    key: str
+    phash: int
+
+
+def near_duplicates(looked: Mapping[str, Picture], stored: Mapping[str, Stored], radius: int) -> dict[str, int]:
+    """sha256 -> least distance to a better picture that stays, of the pictures that have one within the radius."""
+    first: dict[str, tuple[int, int, str, int]] = {}
+    for url, picture in looked.items():
+        if picture.status == "ok":
+            at = stored[url]
+            rank = (-picture.width * picture.height, -picture.size, at.key, at.phash)
+            first[picture.sha256] = min(first.get(picture.sha256, rank), rank)
+    staying: list[int] = []
+    fallen = {}
+    for sha256, (*_, phash) in sorted(first.items(), key=lambda item: item[1]):
+        nearest = min(((phash ^ other).bit_count() for other in staying), default=99)
+        if nearest <= radius:
+            fallen[sha256] = nearest
+        else:
+            staying.append(phash)
+    return fallen
 
 
 @dataclass
@@ -200,6 +228,7 @@ def chain(
     max_megapixels: float,
     max_bytes: int,
     undecodable: Callable[[bytes], bool] = lambda _: False,
+    stored: Mapping[str, Stored] | None = None,
 ) -> Outcome:
     ingested = ingest(rows_of(lists))
     screened = screen(ingested.pairs, screen_rules)
@@ -214,6 +243,7 @@ def chain(
     texts: dict[str, set[str]] = defaultdict(set)
     for picture, text in judged.values():
         texts[picture.sha256].add(text)
+    near = near_duplicates(looked, stored, int(filter_rules["near_duplicates"])) if stored else {}
     seen: Counter[tuple[str, str]] = Counter()
     for uid, (picture, text) in judged.items():
         seen[picture.sha256, text] += 1
@@ -226,6 +256,7 @@ def chain(
                 len(texts[picture.sha256]) > filter_rules["max_texts_per_image"],
             ),
             "max_copies": (seen[picture.sha256, text], seen[picture.sha256, text] > filter_rules["max_copies"]),
+            "near_duplicates": (near.get(picture.sha256, 0), picture.sha256 in near),
         }
         verdicts = [(rule, float(fails[rule][0])) for rule in filter_rules if fails[rule][1]]
         if verdicts:

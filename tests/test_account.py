@@ -12,17 +12,10 @@ from hypothesis import strategies as st
 from web import Web, answer, misbehaving, says
 
 from pipeline import download, filter, ingest, screen, summary
-from pipeline.engine import LocalEngine
+from pipeline.engine import InlineEngine
 from pipeline.job import Job
 from pipeline.recipe import Recipe
 from pipeline.store.dataset import Dataset
-
-
-class Here(LocalEngine):
-    """Without processes: what is tested here is the stages' account."""
-
-    def map(self, function: Any, tasks: Any, label: str) -> Any:
-        return map(function, list(tasks))
 
 
 def picture(seed: int, side: int) -> bytes:
@@ -82,7 +75,7 @@ def test_every_row_is_accounted_for(
             "filter": {"rules": {"side_above": 40, "max_copies": 1, "near_duplicates": 2}},
         }
     )
-    dataset, engine = Dataset(folder / "data"), Here(1)
+    dataset, engine = Dataset(folder / "data"), InlineEngine()
     for stage in (ingest, screen, download, filter):
         stage.run(Job(stage.__name__.rpartition(".")[2], recipe, dataset, engine))
     numbers = summary.collect(dataset)

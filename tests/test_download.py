@@ -23,6 +23,7 @@ from test_fetch import png_header, redirect
 from web import Web, answer, drips, misbehaving, says
 
 from pipeline import download
+from pipeline.engine import InlineEngine
 from pipeline.errors import PairmillError
 from pipeline.job import UP_TO_DATE, Job
 from pipeline.recipe import Download, Recipe
@@ -36,18 +37,6 @@ PICTURE = encoded(np.arange(48 * 40 * 3, dtype=np.uint8).reshape(48, 40, 3), "PN
 TRICOLOUR = np.repeat(np.array([[[200, 30, 60], [20, 180, 40], [30, 60, 220]]], np.uint8), 20, axis=1).repeat(
     40, axis=0
 )
-
-
-class Here:
-    """An engine in this process."""
-
-    workers = 1
-
-    def map(self, function: Any, tasks: Sequence[str], label: str) -> Iterator[Any]:
-        yield from map(function, tasks)
-
-    def close(self) -> None:
-        pass
 
 
 @pytest.fixture
@@ -92,7 +81,7 @@ class Work:
     def job(self, **changes: Any) -> Job:
         values = {"allow_hosts": ["127.0.0.1"], "retries": 0, "timeout": 1, "deadline": 2, "max_bytes": 500_000}
         values |= {"images_per_shard": 10, "give_up_after": 0, "image_size": 384, **changes}
-        return Job("download", Recipe.model_validate({"name": "t", "download": values}), self.dataset, Here())
+        return Job("download", Recipe.model_validate({"name": "t", "download": values}), self.dataset, InlineEngine())
 
     def run(self, **changes: Any) -> str:
         return download.run(self.job(**changes))
@@ -377,7 +366,7 @@ def test_stopped_at_any_shard_nothing_that_was_fetched_is_lost(web: Web, tmp_pat
     if stage is download.run:
         work.screen_out([3, 4])
 
-    class Dying(Here):
+    class Dying(InlineEngine):
         def map(self, function: Any, tasks: Sequence[str], label: str) -> Iterator[Any]:
             yield function(tasks[0])
             raise KeyboardInterrupt

@@ -338,3 +338,11 @@ def test_a_radius_beyond_reason_is_refused(tmp_path: Path) -> None:
     with pytest.raises(PairmillError, match="near_duplicates = 30"):
         run_filter(pictured(tmp_path), {"near_duplicates": 30})
     assert not (tmp_path / "signals").exists()
+
+
+def test_copies_of_one_file_are_no_near_duplicates_of_each_other(tmp_path: Path) -> None:
+    large, small = picture(1, 96), picture(1, 64)
+    images = [Image("http://a/1", large), Image("http://a/2", large), Image("http://a/3", small)]
+    dataset = made_dataset(tmp_path, [(image.url, f"text {image.url[-1]}") for image in images], [images])
+    run_filter(dataset, {"near_duplicates": 4})
+    assert {url for (url, _), said in verdicts(dataset).items() if "near_duplicates" in said} == {"http://a/3"}

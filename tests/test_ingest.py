@@ -21,7 +21,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pipeline import ingest
-from pipeline.engine import LocalEngine
+from pipeline.engine import InlineEngine, LocalEngine
 from pipeline.errors import PairmillError
 from pipeline.job import UP_TO_DATE, Job
 from pipeline.lists import merging, pairing, row_groups
@@ -30,18 +30,9 @@ from pipeline.recipe import Recipe
 from pipeline.store.dataset import Dataset
 
 
-class Here:
-    """An engine without processes: what is tested here is the stage."""
-
-    workers = 1
-
-    def map(self, function: Any, tasks: Any, label: str) -> Any:
-        return map(function, list(tasks))
-
-
 def job_of(data: Path, inputs: list[Path], engine: Any = None, **section: object) -> Job:
     recipe = Recipe.model_validate({"name": "t", "ingest": {"inputs": [str(path) for path in inputs], **section}})
-    return Job("ingest", recipe, Dataset(data), engine or Here())
+    return Job("ingest", recipe, Dataset(data), engine or InlineEngine())
 
 
 class Ingested:
@@ -596,7 +587,7 @@ def test_killed_30_times_the_same_bytes_are_there_in_the_end(tmp_path: Path) -> 
 PEAK = """
 import resource, sys
 from pathlib import Path
-from test_ingest import Here, ingest, job_of
+from test_ingest import ingest, job_of
 print(ingest.run(job_of(Path(sys.argv[1]), [Path(sys.argv[2])])))
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
 """

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline import ingest, screen
-from pipeline.engine import LocalEngine
+from pipeline.engine import InlineEngine
 from pipeline.errors import PairmillError
 from pipeline.job import Job
 from pipeline.recipe import Recipe, load
@@ -206,13 +206,6 @@ def test_clip30_keeps_what_equals_the_score_at_its_rank(tmp_path: Path) -> None:
         assert kept(scores) == [score for score in scores if score >= cutoff]
 
 
-class Here(LocalEngine):
-    """Without processes."""
-
-    def map(self, function: Any, tasks: Any, label: str) -> Any:
-        return map(function, list(tasks))
-
-
 def screened(folder: Path, preset: str, pairs: list[tuple[str, str]], more: str = "") -> dict[str, list[str]]:
     """text -> the rules that it fails, through the stages `ingest` and `screen`."""
     urls, texts = zip(*pairs, strict=True)
@@ -220,7 +213,7 @@ def screened(folder: Path, preset: str, pairs: list[tuple[str, str]], more: str 
     recipe = extended(folder, preset, f'[ingest]\ninputs = ["{folder / "list.parquet"}"]\n{more}')
     dataset = Dataset(folder / "data")
     for stage in (ingest, screen):
-        stage.run(Job(stage.__name__.rpartition(".")[2], recipe, dataset, Here(1)))
+        stage.run(Job(stage.__name__.rpartition(".")[2], recipe, dataset, InlineEngine()))
     with dataset.connect() as connection:
         rows = connection.execute(
             "SELECT text, list(rule ORDER BY rule) FILTER (rule IS NOT NULL) FROM pairs "

@@ -10,9 +10,9 @@ import pytest
 import reference
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_ingest import Here
 
 from pipeline import ingest, screen
+from pipeline.engine import InlineEngine
 from pipeline.errors import PairmillError
 from pipeline.job import UP_TO_DATE, Job
 from pipeline.recipe import Recipe
@@ -28,7 +28,7 @@ def screened(folder: Path, pairs: list[tuple[str, str]], rules: dict[str, Any], 
     pq.write_table(pa.table({"url": pa.array(urls, pa.string()), "text": pa.array(texts, pa.string())}), path)
     dataset = Dataset(folder / "data")
     for stage in (ingest, screen):
-        stage.run(Job(stage.__name__.rpartition(".")[2], recipe_of(path, rules, shards), dataset, Here()))
+        stage.run(Job(stage.__name__.rpartition(".")[2], recipe_of(path, rules, shards), dataset, InlineEngine()))
     return dataset
 
 
@@ -195,7 +195,7 @@ def test_a_rule_of_the_recipes_own_is_sql_over_columns_and_signals(tmp_path: Pat
     rules = {"liked": {"keep_if": "score > 0.5 AND words = 2"}, "short": {"keep_if": "length(text) < 5"}}
     dataset = Dataset(tmp_path / "data")
     for stage in (ingest, screen):
-        stage.run(Job(stage.__name__.rpartition(".")[2], recipe_of(path, rules), dataset, Here()))
+        stage.run(Job(stage.__name__.rpartition(".")[2], recipe_of(path, rules), dataset, InlineEngine()))
     with dataset.connect() as connection:
         rows = connection.execute("SELECT text, rule FROM verdicts JOIN pairs USING (uid) ORDER BY ALL").fetchall()
     assert rows == [("one", "liked"), ("one two", "short"), ("one two three", "liked"), ("one two three", "short")]
@@ -211,7 +211,7 @@ def test_another_threshold_measures_nothing_again(tmp_path: Path) -> None:
     dataset = screened(tmp_path, of_texts(["one two", "one two three"]), {"vocabulary": 2})
     before = {path: path.stat().st_mtime_ns for path in (dataset.root / "signals").rglob("*")}
     assert before
-    screen.run(Job("screen", recipe_of(tmp_path / "list.parquet", {"vocabulary": 3}), dataset, Here()))
+    screen.run(Job("screen", recipe_of(tmp_path / "list.parquet", {"vocabulary": 3}), dataset, InlineEngine()))
     assert {path: path.stat().st_mtime_ns for path in (dataset.root / "signals").rglob("*")} == before
 
 
@@ -223,7 +223,7 @@ def test_what_was_found_stands_in_the_verdict(tmp_path: Path) -> None:
     pq.write_table(pa.table({"url": urls, "text": texts}), path)
     dataset = Dataset(tmp_path / "data")
     for stage in (ingest, screen):
-        stage.run(Job(stage.__name__.rpartition(".")[2], recipe_of(path, rules), dataset, Here()))
+        stage.run(Job(stage.__name__.rpartition(".")[2], recipe_of(path, rules), dataset, InlineEngine()))
     with dataset.connect() as connection:
         found = set(connection.execute("SELECT url, rule, detail FROM verdicts JOIN pairs USING (uid)").fetchall())
     assert found >= {
@@ -238,7 +238,7 @@ def test_another_threshold_or_another_order_is_made_again(tmp_path: Path) -> Non
     dataset = screened(tmp_path, of_texts(["one two"]), {"min_words": 2, "max_words": 5})
 
     def again(rules: dict[str, float]) -> str:
-        return screen.run(Job("screen", recipe_of(tmp_path / "list.parquet", rules), dataset, Here()))
+        return screen.run(Job("screen", recipe_of(tmp_path / "list.parquet", rules), dataset, InlineEngine()))
 
     assert again({"min_words": 2, "max_words": 5}) == UP_TO_DATE
     assert again({"min_words": 3, "max_words": 5}) != UP_TO_DATE
@@ -264,5 +264,5 @@ def test_extra_columns_of_any_name_do_not_disturb(tmp_path: Path) -> None:
     pq.write_table(pa.table({"url": ["http://a/1"], "text": ["one"], **{name: ["x"] for name in names}}), path)
     dataset = Dataset(tmp_path / "data")
     for stage in (ingest, screen):
-        stage.run(Job(stage.__name__.rpartition(".")[2], recipe_of(path, RULES), dataset, Here()))
+        stage.run(Job(stage.__name__.rpartition(".")[2], recipe_of(path, RULES), dataset, InlineEngine()))
     assert list(verdicts(dataset).values()) == [[("min_words", 1.0)]]

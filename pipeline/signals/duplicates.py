@@ -3,7 +3,7 @@
 Taken best first (more original pixels, then more bytes of the file, then the key), an image falls if one that stays
 lies within the radius: what falls takes nothing else down, so a chain of small changes does not collapse into its first
 link. Which images stay hangs on the radius; it is found anew for each, from the hashes alone. Files of the same bytes
-are one image here: whether they are kept is the business of `max_copies`.
+are one image here: whether they are kept is the business of `max_copies`. Only images of judged pairs take part.
 """
 
 import numpy as np
@@ -11,6 +11,7 @@ import pyarrow as pa
 
 from pipeline.job import Job
 from pipeline.signals.hamming import IF_ALONE, nearest_earlier
+from pipeline.signals.judged import JUDGED
 from pipeline.signals.whole import write_whole
 from pipeline.store.sql import parquet
 from pipeline.store.table import Table
@@ -18,7 +19,8 @@ from pipeline.store.table import Table
 VERSION = 2
 
 _BEST_FIRST = """
-SELECT min(key) AS key, any_value(phash) AS phash, sha256 FROM images JOIN {hashes} USING (key)
+SELECT min(key) AS key, any_value(phash) AS phash, sha256
+FROM (SELECT DISTINCT key, sha256, original_width, original_height, bytes FROM ({judged})) JOIN {hashes} USING (key)
 WHERE phash IS NOT NULL GROUP BY sha256, original_width, original_height, bytes
 ORDER BY original_width::BIGINT * original_height DESC NULLS LAST, bytes DESC NULLS LAST, key"""
 
@@ -28,7 +30,7 @@ def find_duplicates(job: Job, hashes: Table, radius: int, table: Table) -> None:
 
     def rows() -> pa.Table:
         with job.dataset.connect(job.recipe.engine.memory_limit, job.engine.workers) as connection:
-            query = _BEST_FIRST.format(hashes=parquet(hashes.paths(".parquet")))
+            query = _BEST_FIRST.format(judged=JUDGED, hashes=parquet(hashes.paths(".parquet")))
             images: pa.Table = connection.sql(query).to_arrow_table()
             found = nearest_earlier(images["phash"].to_numpy(), radius, np.full(images.num_rows, IF_ALONE))
             fallen = np.flatnonzero(found.distance >= 0)
@@ -46,4 +48,4 @@ def find_duplicates(job: Job, hashes: Table, radius: int, table: Table) -> None:
             )
             return connection.sql(query).to_arrow_table()
 
-    write_whole(table, job.key(VERSION, "duplicates", radius, job.dataset.images, hashes), rows)
+    write_whole(table, job.key(VERSION, "duplicates", radius, job.dataset.images, job.dataset.screened, hashes), rows)

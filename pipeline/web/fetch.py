@@ -31,6 +31,7 @@ UNREACHABLE = frozenset({"dns", "connect", "timeout", "host_down"})
 PASSING = frozenset({"connect", "timeout", "interrupted", "http_408", "http_425", "http_429"})
 """Causes after which another try may help, beside 5xx; 501 and 505 say that the server never will."""
 _REDIRECTS = {301, 302, 303, 307, 308}
+_HEADER = 1 << 16  # bytes among which a picture says how large it is, in most cases
 _SMALL = 1 << 20
 _LARGE_AT_ONCE = 128_000_000
 
@@ -235,9 +236,11 @@ class Fetcher:
             raise _RefusedError("max_bytes")
         content = io.BytesIO()  # which grows in place and gives its bytes away without a copy
         async for part in response.content.iter_any():
-            size = content.tell() + len(part)
+            before, size = content.tell(), content.tell() + len(part)
             if size > self.settings.max_bytes:
                 raise _RefusedError("max_bytes")
+            if before < _HEADER <= size:
+                _check_header(content.getvalue() + part, self.settings.max_megapixels)
             if size > _SMALL and not result.is_large:
                 await self._wait_for_large(limit)
                 result.is_large = True
@@ -262,13 +265,22 @@ def check_image(content: bytes, max_megapixels: float) -> str:
         with Image.open(io.BytesIO(content), formats=FORMATS) as image:
             width, height = image.size
             # Pillow tells a JPEG with a second picture in it (MPO) from others; here it is a JPEG.
-            kind = image.format if image.format in FORMATS else "JPEG"
+            kind: str = image.format if image.format in FORMATS else "JPEG"
     except Exception as error:  # whatever a decoder of hostile bytes comes upon
         raise _RefusedError("not_image") from error
     depth = 2 if kind == "PNG" and content[24] == 16 else 1  # the cap is one on memory: 16-bit samples count twice
     if width * height * depth > max_megapixels * 1e6:
         raise _RefusedError("max_pixels")
     return kind
+
+
+def _check_header(beginning: bytes, max_megapixels: float) -> None:
+    """Refuse a picture of too many pixels while its first bytes are there and the rest need not come."""
+    try:
+        check_image(beginning, max_megapixels)
+    except _RefusedError as refused:
+        if refused.cause == "max_pixels":
+            raise
 
 
 def _cause(error: BaseException) -> str:

@@ -51,7 +51,7 @@ def plain_host(host: str) -> str:
     """A host as it is compared: lower case, IDN in its ASCII form, no brackets, no final dot. Raises ValueError."""
     host = host.rstrip(".")
     url = URL(f"http://[{host}]/" if ":" in host and not host.startswith("[") else f"http://{host}/")
-    if not url.raw_host or url.explicit_port or set(host) & _NEVER_IN_A_HOST:
+    if not url.raw_host or url.explicit_port or set(host + url.raw_host) & _NEVER_IN_A_HOST:
         raise ValueError(f"{host!r} is no host")
     return url.raw_host.lower().rstrip(".")
 

@@ -1,19 +1,23 @@
 """The demo's own input, counted independently pair by pair."""
 
-import tomllib
+import io
+import tarfile
 from collections import Counter
 from pathlib import Path
 
 import cv2
+import imagehash
 import numpy as np
 import pytest
 import reference
+from PIL import Image
 
 from pipeline import summary
 from pipeline.cli import main
 from pipeline.demo import openclipart
 from pipeline.demo.server import Faults, serving
 from pipeline.errors import PairmillError
+from pipeline.recipe import load
 from pipeline.store.dataset import Dataset
 
 ROOT = Path(__file__).parents[2]
@@ -21,6 +25,22 @@ ROOT = Path(__file__).parents[2]
 
 def is_undecodable(content: bytes) -> bool:
     return cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED) is None
+
+
+def stored_in(dataset: Dataset) -> dict[str, reference.Stored]:
+    with dataset.connect() as connection:
+        urls = dict(connection.execute("SELECT key, url FROM images WHERE status = 'ok'").fetchall())
+    found = {}
+    for path in dataset.images.paths(".tar"):
+        with tarfile.open(path) as tar:
+            for member in tar:
+                key, _, kind = member.name.partition(".")
+                if kind == "jpg":
+                    content = tar.extractfile(member)
+                    assert content
+                    with Image.open(io.BytesIO(content.read())) as image:
+                        found[urls[key]] = reference.Stored(key, int(str(imagehash.phash(image)), 16))
+    return found
 
 
 @pytest.mark.slow
@@ -31,7 +51,7 @@ def test_the_demos_numbers_are_those_of_the_independent_count(tmp_path: Path) ->
     except PairmillError as error:
         pytest.skip(f"the Open Clip Art Library is not to be had here: {error}")
     demo = ROOT / "recipes" / "demo.toml"
-    settings = tomllib.loads(demo.read_text())
+    settings = load(demo)
     with serving(library.png, 0, Faults()) as base_url:
         openclipart.write_lists(library, tmp_path / "lists", base_url)
         lists = [tmp_path / "lists" / name for name in ("titles.csv", "descriptions.csv", "keywords.parquet")]
@@ -43,11 +63,12 @@ def test_the_demos_numbers_are_those_of_the_independent_count(tmp_path: Path) ->
         lists,
         library.png,
         vars(Faults()),
-        settings["screen"]["rules"],
-        settings["filter"]["rules"],
-        settings["download"]["max_megapixels"],
-        32_000_000,
+        settings.screen.rules,
+        settings.filter.rules,
+        settings.download.max_megapixels,
+        settings.download.max_bytes,
         is_undecodable,
+        stored_in(Dataset(tmp_path / "data")),
     )
     numbers = summary.collect(Dataset(tmp_path / "data"))
     assert summary.is_balanced(numbers)
