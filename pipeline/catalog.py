@@ -22,6 +22,8 @@ def run(job: Job) -> str:
 def refresh(dataset: Dataset) -> list[str] | None:
     """Make the catalog if the tables have changed since; returns its views' names, or None if it is up to date."""
     dataset.pairs.manifest  # noqa: B018 - says that `ingest` must run first
+    for table in dataset.data_tables():
+        table.check_whole()
     key = digest(
         "catalog", VERSION, str(dataset.root.resolve()), [table.manifest.digest for table in dataset.data_tables()]
     )

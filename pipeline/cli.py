@@ -3,9 +3,13 @@
 import argparse
 import errno
 import os
+import signal
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 
 import duckdb
 from filelock import FileLock, Timeout
@@ -18,12 +22,18 @@ from pipeline.stages import ASIDE, STAGES, run_stage
 from pipeline.store.dataset import Dataset
 
 DEMO_PORT = 8765
+INTERRUPTED = "interrupted; what is done is kept: run it again to carry on"
 ROOM = "\n  -> make room, then run it again: what is done is kept"
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; returns the exit status. What a user can cause ends in one message and no traceback."""
     options = _parser().parse_args(arguments)
+    with _counting_interrupts() as interrupts:
+        return _answered(options, interrupts)
+
+
+def _answered(options: argparse.Namespace, interrupts: list[int]) -> int:
     try:
         if set("*?[]{}").intersection(str(options.data.absolute())):
             raise PairmillError(
@@ -33,7 +43,7 @@ def main(arguments: list[str] | None = None) -> int:
     except PairmillError as error:
         return _fail(str(error))
     except KeyboardInterrupt:
-        return _fail("interrupted; what is done is kept: run it again to carry on", 130)
+        return _fail(INTERRUPTED, 130)
     except duckdb.IOException as error:
         said = str(error).splitlines()[0]
         return _fail(said + (ROOM if os.strerror(errno.ENOSPC) in said else ""))
@@ -42,7 +52,30 @@ def main(arguments: list[str] | None = None) -> int:
             raise
         where = f"{error.filename}: " if error.filename else ""
         return _fail(f"{where}{os.strerror(error.errno)}{ROOM if error.errno == errno.ENOSPC else ''}")
+    except Exception:
+        if interrupts:  # an import that Ctrl-C broke off may fail in any way
+            return _fail(INTERRUPTED, 130)
+        raise
     return 0
+
+
+@contextmanager
+def _counting_interrupts() -> Iterator[list[int]]:
+    """Ctrl-C is noted in the list that is yielded, and then raised as ever."""
+    seen: list[int] = []
+
+    def note(number: int, frame: FrameType | None) -> None:
+        seen.append(number)
+        signal.default_int_handler(number, frame)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield seen
+        return
+    before = signal.signal(signal.SIGINT, note)
+    try:
+        yield seen
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _fail(message: str, status: int = 1) -> int:

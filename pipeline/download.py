@@ -5,6 +5,7 @@ does on which the picture depends: before the shards are made anew, those that a
 hold of the urls that are still wanted is copied. `retry` asks again for what failed for a cause that can change.
 """
 
+import itertools
 import os
 import shutil
 from collections import Counter
@@ -143,7 +144,7 @@ def _plan(job: Job, again: bool) -> _Plan:
     earlier = _set_aside(job, made_with)
     lists = _staging(job, "urls")
     keys, asked = {}, Counter[str]()
-    with job.dataset.connect(job.recipe.engine.memory_limit, job.engine.workers) as connection:
+    with job.dataset.connect(job.recipe.engine.memory_limit, job.engine.workers, images=False) as connection:
         _create_wanted(connection, section.blur_column)
         _create_had(connection, earlier, again)
         # Hashing the urls spreads every host over all shards. What an earlier shard holds lies in the same order.
@@ -151,7 +152,9 @@ def _plan(job: Job, again: bool) -> _Plan:
             "SELECT wanted.url, caption, boxes, had_in, had_key FROM wanted LEFT JOIN had ON wanted.url = had.url "
             "AND (status <> 'ok' OR blurred IS NOT DISTINCT FROM boxes) ORDER BY sha256(wanted.url)"
         ).to_arrow_reader(section.images_per_shard)
-        for index, batch in enumerate(reader):
+        # Where nothing is wanted, one shard of nothing says so.
+        nothing = pa.RecordBatch.from_pylist([], LIST)
+        for index, batch in enumerate(itertools.chain([next(reader, nothing)], reader)):
             name = f"{index:05d}"
             keys[name] = digest(made_with, batch.select(["url", "caption", "boxes"]).to_pydict())
             if missing := batch["had_in"].null_count:

@@ -9,7 +9,6 @@ from typing import Any
 from pydantic import BaseModel
 
 from pipeline.engine import Engine
-from pipeline.errors import PairmillError
 from pipeline.recipe import Recipe
 from pipeline.store.atomic import digest, write_json
 from pipeline.store.dataset import Dataset
@@ -49,13 +48,8 @@ def _part(part: Any) -> Any:
     if isinstance(part, BaseModel):
         return part.model_dump(mode="json")
     if isinstance(part, Table):
-        manifest = part.manifest
-        for shard in manifest.shards:
-            if not shard.is_whole(part.folder):
-                raise PairmillError(
-                    f"shard {shard.name} of {part.folder} is missing or cut short", f"run `make {part.made_by}` again"
-                )
-        return manifest.digest
+        part.check_whole()
+        return part.manifest.digest
     return part
 
 

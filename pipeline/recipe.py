@@ -269,6 +269,12 @@ class Recipe(Section):
     engine: EngineSettings = EngineSettings()
 
     @model_validator(mode="after")
+    def _one_name_a_rule(self) -> "Recipe":
+        for name in self.screen.rules.keys() & self.filter.rules.keys():
+            raise ValueError(f"the rule {name!r} stands in [screen.rules] and in [filter.rules]: name one otherwise")
+        return self
+
+    @model_validator(mode="after")
     def _features_exist(self) -> "Recipe":
         for run, model in self.train.items():
             # Without any [extract] the features may have come to the dataset some other way.
@@ -305,7 +311,7 @@ def _merged(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
         raise PairmillError(
             f"cannot read the recipe {path}: {error.strerror}", "name one with RECIPE=recipes/....toml"
         ) from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise PairmillError(f"{path} is not TOML: {error}", "correct that line") from None
     base = values.pop("extends", None)
     if base is not None:

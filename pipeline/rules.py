@@ -206,7 +206,7 @@ _RULES = (
         "duplicate_distance",
         "<=",
         _COYO,
-        "a larger image's perceptual hash (64 bits) differs in no more bits than this",
+        "the perceptual hash (64 bits) of an image that is as large or larger differs in no more bits than this",
     ),
     _filter(
         "near_evaluation",
@@ -248,6 +248,9 @@ _RULES = (
     _filter("max_nsfw", "nsfw", ">", _COYO, "its image is more surely a nude"),
 )
 
+TAKEN = frozenset({"quarantined", "repeated_pair"})
+"""What else the funnel counts."""
+
 RULES = {rule.name: rule for rule in _RULES}
 
 
@@ -274,8 +277,11 @@ def rule_of(stage: str, name: str, threshold: Any) -> Rule:
 def check_threshold(stage: str, name: str, threshold: Any) -> None:
     """Raise ValueError, with what is allowed, where the stage has no such rule or the rule takes something else."""
     if isinstance(threshold, dict):
-        if name in RULES:
-            raise ValueError(f"{name!r} is the name of a rule that is there already; name yours otherwise")
+        if name in RULES or name in TAKEN:
+            raise ValueError(f"{name!r} is the name of something that is there already; name yours otherwise")
+        condition = threshold.get("keep_if")
+        if set(threshold) != {"keep_if"} or not isinstance(condition, str) or not condition.strip():
+            raise ValueError(f'the rule {name!r} takes {{ keep_if = "SQL" }} and nothing else')
         return
     if name not in rules_of(stage):
         raise ValueError(

@@ -22,7 +22,7 @@ from pipeline.job import UP_TO_DATE, Job
 from pipeline.signals import Block, Counted, TextSignals, named_in
 from pipeline.signals.registry import text_signals
 from pipeline.store.atomic import digest, replacing
-from pipeline.store.table import Shard
+from pipeline.store.table import Shard, naming_damage
 from pipeline.store.verdicts import Asked, asked_rules, check_account, described, write_shard
 from pipeline.texts.counting import Count, Histogram
 
@@ -125,9 +125,10 @@ def _measure(job: Job, engine: Engine, groups: list[TextSignals], keys: dict[str
 
 def _find(name: str, *, work: Work) -> str:
     """Measure one shard, block by block: columns to the staging folder, keys scattered for counting."""
-    source = pq.ParquetFile(work.pairs / work.files[name])
+    path = work.pairs / work.files[name]
+    source = pq.ParquetFile(path)
     reads = list(dict.fromkeys(column for group in work.groups for column in group.reads))
-    with replacing(work.found(name)) as path, ExitStack() as stack:
+    with replacing(work.found(name)) as found_path, ExitStack() as stack, naming_damage(path, "ingest"):
         writer: pq.ParquetWriter | None = None
         for number, rows in enumerate(_blocks(source, reads)):
             block, columns = Block(rows), {"row": np.arange(rows.num_rows, dtype=np.int32)}
@@ -137,7 +138,7 @@ def _find(name: str, *, work: Work) -> str:
                 for stream, keys in found.keys.items():
                     work.counts[stream].add(f"{name}-{number:05d}", keys)
             table = pa.table(columns)
-            writer = writer or stack.enter_context(pq.ParquetWriter(path, table.schema, compression="lz4"))
+            writer = writer or stack.enter_context(pq.ParquetWriter(found_path, table.schema, compression="lz4"))
             writer.write_table(table, row_group_size=BLOCK_ROWS)
     return name
 
@@ -192,9 +193,11 @@ def _judge_shard(
 ) -> Shard:
     """Judge one shard's pairs by their own columns and the signals that lie beside them, row by row."""
     expressions = [entry.rule.measure for entry in asked]
-    source = pq.ParquetFile(pairs / files[name])
+    path = pairs / files[name]
+    source = pq.ParquetFile(path)
     listed = [column for column in source.schema_arrow.names if column not in {"uid", *signals}]
-    table = source.read(columns=["uid", *named_in(expressions, listed)])
+    with naming_damage(path, "ingest"):
+        table = source.read(columns=["uid", *named_in(expressions, listed)])
     for column in named_in(expressions, list(signals)):
         signal = pq.read_table(signals[column] / f"{name}.parquet", columns=[column])
         table = table.append_column(column, signal[column])

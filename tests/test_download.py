@@ -545,3 +545,21 @@ def test_memory_stays_bounded_whatever_is_sent(web: Web) -> None:
     megabytes, *statuses = done.stdout.split()
     assert statuses == ["max_bytes", "ok"]
     assert int(megabytes) < 600  # all at once would be 24 times 30 MB, and the clear one 400 MB in float64 alone
+
+
+def test_where_nothing_is_wanted_there_is_a_table_of_nothing(web: Web, tmp_path: Path) -> None:
+    work = Work(tmp_path, served(web, 4))
+    work.screen_out(range(4))
+    assert work.run() == "0 urls = 0 downloaded + 0 failed"
+    assert work.rows() == {}
+    work.screen_out([0])
+    assert work.run() == "3 urls = 3 downloaded + 0 failed"
+
+
+def test_metadata_that_went_missing_is_made_again(web: Web, tmp_path: Path) -> None:
+    work = Work(tmp_path, served(web, 4))
+    work.run()
+    before = work.members()
+    next(tmp_path.rglob("images/*.parquet")).unlink()
+    work.run()
+    assert work.members() == before

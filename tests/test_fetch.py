@@ -44,6 +44,7 @@ CLOSED = frozenset(
         "max_bytes",
         "not_image",
         "max_pixels",
+        "max_scans",
         "host_down",
         "opted_out",
         "encoded",
@@ -539,12 +540,12 @@ def test_results_that_nobody_takes_hold_up_the_fetching(web: Web) -> None:
 
 
 def test_large_bodies_are_read_a_few_at_a_time_and_none_times_out_for_it(web: Web) -> None:
-    body = PICTURE + b"\0" * 3_000_000
+    body = PICTURE + b"\0" * 30_000_000
     urls = [web.put(f"/{index}", says(answer("200 OK", body))) for index in range(8)]
-    settings = Download(allow_hosts=("127.0.0.1",), max_bytes=64_000_000, deadline=2)  # room for two
+    settings = Download(allow_hosts=("127.0.0.1",), max_bytes=64_000_000, deadline=2)  # room for four
     with Crawl(settings, urls) as work:
         time.sleep(3)
-        assert work._done.qsize() == 2
+        assert work._done.qsize() == 4
         for _ in urls:
             result = work.take()
             assert result.fetched.status == "ok"
@@ -621,3 +622,67 @@ def test_a_certificate_that_nobody_vouches_for_is_a_tls_failure(
         assert fetch(url).status == "ok"
         wrong_name = url.replace("127.0.0.1", "localhost")
         assert fetch(wrong_name, allow_hosts=["localhost"]).status == "tls"
+
+
+def test_a_header_of_any_bytes_is_text_that_can_be_stored(web: Web) -> None:
+    url = web.put("/odd", says(answer("200 OK", PICTURE, content_type="image/@jpeg").replace(b"@", b"\xff\xfe")))
+    result = fetch(url)
+    assert result.status == "ok"
+    assert result.content_type == "image/\ufffd\ufffdjpeg"
+
+
+def test_a_picture_too_large_is_given_up_once_its_header_is_there(web: Web) -> None:
+    sent = threading.Event()
+
+    def slowly(connection: socket.socket, stopping: threading.Event) -> None:
+        connection.sendall(
+            answer("200 OK", encoded(np.zeros((1100, 1000), np.uint8), "BMP")[:70_000], content_length="1101078")
+        )
+        if not stopping.wait(3):
+            sent.set()
+
+    result = fetch(web.put("/large", slowly), max_megapixels=1, max_bytes=2_000_000)
+    assert result.status == "max_pixels"
+    assert not sent.is_set()
+
+
+def test_a_jpeg_of_thousands_of_scans_is_not_decoded(web: Web) -> None:
+    jpeg = encoded(np.zeros((40, 40), np.uint8), "JPEG", progressive=True)
+    scan = jpeg.index(b"\xff\xda")
+    many = jpeg[:scan] + jpeg[scan:-2] * 101 + jpeg[-2:]
+    assert fetch(web.put("/few.jpg", says(answer("200 OK", jpeg)))).status == "ok"
+    assert fetch(web.put("/many.jpg", says(answer("200 OK", many)))).status == "max_scans"
+
+
+def test_no_url_is_answered_by_what_came_unasked_behind_another(web: Web) -> None:
+    other = encoded(np.zeros((50, 50), np.uint8), "PNG")
+
+    def twice(connection: socket.socket, stopping: threading.Event) -> None:
+        connection.sendall(answer("200 OK", PICTURE).replace(b"connection: close", b"connection: keep-alive"))
+        stopping.wait(0.2)
+        connection.sendall(answer("200 OK", other).replace(b"connection: close", b"connection: keep-alive"))
+        stopping.wait(2)
+
+    values = {"allow_hosts": ["127.0.0.1"], "retries": 0, "timeout": 2, "max_per_host": 1, "host_delay": 0.5}
+    first, second = web.put("/first", twice), web.put("/second", says(answer("200 OK", PICTURE)))
+
+    async def both() -> list[Fetched]:
+        async with Fetcher(Download.model_validate(values)) as fetcher:
+            return [await fetcher.fetch(first), await asyncio.sleep(0.4) or await fetcher.fetch(second)]
+
+    assert [result.content for result in asyncio.run(both())] == [PICTURE, PICTURE]
+    assert web.asked["/second"] == 1
+
+
+def test_large_bodies_that_drip_end_with_the_deadline(web: Web) -> None:
+    drip = drips(answer("200 OK", b"x" * 1_500_000, content_length="9000000"), b"x", 0.2)
+    urls = [web.put(f"/drip{n}", drip) for n in range(24)]
+    values = {"allow_hosts": ["127.0.0.1"], "retries": 0, "timeout": 3, "deadline": 3, "max_per_host": 24}
+
+    async def all_of_them() -> list[Fetched]:
+        async with Fetcher(Download.model_validate({**values, "give_up_after": 0})) as fetcher:
+            return await asyncio.gather(*(fetcher.fetch(url) for url in urls))
+
+    began = time.monotonic()
+    assert {result.status for result in asyncio.run(all_of_them())} == {"timeout"}
+    assert time.monotonic() - began < 8

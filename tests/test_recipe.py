@@ -153,6 +153,25 @@ def test_an_unknown_rule_is_named_with_the_stages_own(tmp_path: Path, section: s
     assert allowed in said
 
 
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (
+            "[screen.rules]\nmine = { keep_if = 'true' }\n[filter.rules]\nmine = { keep_if = 'true' }",
+            "name one otherwise",
+        ),
+        ("[screen.rules]\nrepeated_pair = { keep_if = 'true' }", "name yours otherwise"),
+        ("[screen.rules]\nmin_words = { keep_if = 'true' }", "name yours otherwise"),
+        ("[screen.rules]\nmine = { keepif = 'true' }", "takes { keep_if"),
+        ("[screen.rules]\nmine = { keep_if = ' ' }", "takes { keep_if"),
+        ("[screen.rules]\nlanguages = ['EN']", "lower case"),
+        ("[screen.rules]\nno_email = 3", "takes true"),
+    ],
+)
+def test_a_rule_that_cannot_be_is_refused(tmp_path: Path, text: str, said: str) -> None:
+    assert said in refusal(tmp_path, WHOLE + text)
+
+
 def test_features_that_no_extractor_makes_are_named(tmp_path: Path) -> None:
     said = refusal(tmp_path, WHOLE.replace('features = "boxes"', 'features = "absent"'))
     assert "train.run: features 'absent'" in said

@@ -102,7 +102,7 @@ def test_names_and_what_is_found() -> None:
         ("filter", "min_words", 3, "there is no rule 'min_words' in this stage; allowed: side_above, "),
         ("screen", "min_side", 3, "there is no rule 'min_side' in this stage; allowed: max_images_per_text, "),
         ("screen", "minwords", 3, "there is no rule 'minwords'"),
-        ("screen", "min_words", {"keep_if": "words > 3"}, "is the name of a rule that is there already"),
+        ("screen", "min_words", {"keep_if": "words > 3"}, "is the name of something that is there already"),
     ],
 )
 def test_refuses_a_threshold_that_does_not_fit(stage: str, name: str, threshold: Any, message: str) -> None:

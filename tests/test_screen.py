@@ -201,7 +201,18 @@ def test_a_rule_of_the_recipes_own_is_sql_over_columns_and_signals(tmp_path: Pat
     assert rows == [("one", "liked"), ("one two", "short"), ("one two three", "liked"), ("one two three", "short")]
 
 
-@pytest.mark.parametrize("condition", ["nonsense > 3", "text >", "1; DROP TABLE signals", "'x'::INT > 3"])
+@pytest.mark.parametrize(
+    "condition",
+    [
+        "nonsense > 3",
+        "text >",
+        "1; DROP TABLE signals",
+        "'x'::INT > 3",
+        "foo(words)",
+        "regexp_matches(text, '(')",
+        "text = ?",
+    ],
+)
 def test_broken_sql_of_the_recipes_own_is_named(tmp_path: Path, condition: str) -> None:
     with pytest.raises(PairmillError, match="mine"):
         screened(tmp_path, of_texts(["one two"]), {"mine": {"keep_if": condition}})

@@ -24,6 +24,7 @@ CAUSES = {
     "interrupted": "the answer broke off",
     "max_bytes": "the file is larger than allowed",
     "max_pixels": "the image has more pixels than allowed",
+    "max_scans": "the JPEG is made of more scans than any program writes",
     "not_image": "the answer is no image",
     "undecodable": "the image cannot be decoded",
     "bad_boxes": "the boxes to blur cannot be read",

@@ -81,7 +81,7 @@ def _ones(context: Any, value: Any) -> Any:
     return types.uint64(types.uint64), generate
 
 
-@numba.njit(nogil=True)
+@numba.njit(cache=True, nogil=True)
 def _search(hashes: np.ndarray, radius: int, joins: np.ndarray, starts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """`starts` (n, choices): where each hash's bucket begins in an array that has room for all of its members.
 

@@ -61,8 +61,13 @@ class Dataset:
             return digest(connection.execute(query, [list(splits)]).fetchone())
 
     @contextmanager
-    def connect(self, memory_limit: str = "4GB", threads: int | None = None) -> Iterator[duckdb.DuckDBPyConnection]:
-        """An in-memory DuckDB with this dataset's views (`pipeline.store.views`); large work spills to disk."""
+    def connect(
+        self, memory_limit: str = "4GB", threads: int | None = None, images: bool = True
+    ) -> Iterator[duckdb.DuckDBPyConnection]:
+        """An in-memory DuckDB with this dataset's views (`pipeline.store.views`); large work spills to disk.
+
+        Without `images`, the views that read the images' metadata are left out: it may be damaged or about to go.
+        """
         connection = duckdb.connect()
         try:
             spill = self.root / ".tmp"
@@ -70,7 +75,7 @@ class Dataset:
             connection.execute("SET temp_directory = ?", [str(spill)])
             if threads:
                 connection.execute("SET threads = ?", [threads])
-            create_views(connection, self)
+            create_views(connection, self, images)
             yield connection
         except duckdb.OutOfMemoryException as error:
             raise PairmillError(

@@ -14,11 +14,24 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+
 from pipeline.errors import PairmillError
 from pipeline.store.atomic import digest, file_sha256, replacing, write_json
 
 MANIFEST = "manifest.json"
 JOURNAL = "manifest.partial.jsonl"
+
+
+@contextmanager
+def naming_damage(path: Path, made_by: str) -> Iterator[None]:
+    """What pyarrow says of damaged bytes in the block becomes a PairmillError that names the file."""
+    try:
+        yield
+    except (pa.ArrowInvalid, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
+        raise PairmillError(f"{path} is damaged ({error})", f"remove it and run `make {made_by}` again") from None
 
 
 @dataclass(frozen=True)
@@ -113,6 +126,14 @@ class Table:
             return False
         manifest = self.manifest
         return manifest.key == key and all(shard.is_whole(self.folder) for shard in manifest.shards)
+
+    def check_whole(self) -> None:
+        """Raise PairmillError where a shard's file is missing or has another size than when it was made."""
+        for shard in self.manifest.shards:
+            if not shard.is_whole(self.folder):
+                raise PairmillError(
+                    f"shard {shard.name} of {self.folder} is missing or cut short", f"run `make {self.made_by}` again"
+                )
 
     def paths(self, suffix: str) -> list[Path]:
         """The table's files with this suffix, in shard order."""

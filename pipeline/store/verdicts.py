@@ -80,14 +80,16 @@ def write_shard(
     """Judge `relation`, one shard's pairs, and write their verdicts."""
     try:
         connection.execute(f"CREATE OR REPLACE TEMP TABLE failed AS {failing(asked, relation)}")
-    except (duckdb.BinderException, duckdb.ParserException, duckdb.ConversionException) as error:
-        own = [entry.rule for entry in asked if entry.rule.source == "the recipe"]
-        if not own:
-            raise
-        said = str(error).splitlines()[0]
-        raise PairmillError(
-            f"the recipe's own rules ({', '.join(r.name for r in own)}): {said}", "correct keep_if"
-        ) from None
+    except duckdb.OutOfMemoryException:
+        raise
+    except duckdb.Error as error:
+        for entry in asked:  # the recipe's own SQL is all that can be wrong: which one is it?
+            try:
+                connection.execute(f"SELECT count(*) FROM ({failing([entry], relation)})")
+            except duckdb.Error as own:
+                said = str(own).splitlines()[0]
+                raise PairmillError(f"the rule {entry.rule.name!r}: {said}", "correct its keep_if") from None
+        raise error
     with replacing(folder / f"{name}.parquet") as path:
         write_parquet(connection, "SELECT uid, stage, rule, value, detail FROM failed ORDER BY uid, position", path)
     pairs = number(connection, f"SELECT count(*) FROM {relation}")

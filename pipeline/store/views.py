@@ -28,8 +28,10 @@ if TYPE_CHECKING:
 SPLIT_POSITION = "(('0x' || left(sha256, 8))::UBIGINT / 4294967296.0)"
 
 
-def create_views(connection: duckdb.DuckDBPyConnection, dataset: "Dataset") -> None:
-    """Create every view whose table is finished."""
+def create_views(connection: duckdb.DuckDBPyConnection, dataset: "Dataset", images: bool = True) -> None:
+    """Create every view whose table is finished; without `images`, none that reads those."""
+
+    images = images and dataset.images.exists
 
     def view(name: str, query: str) -> None:
         connection.execute(f"CREATE OR REPLACE VIEW {name} AS {query}")
@@ -53,7 +55,7 @@ def create_views(connection: duckdb.DuckDBPyConnection, dataset: "Dataset") -> N
     if any(fetches.glob("*.parquet")):
         latest = "row_number() OVER (PARTITION BY url ORDER BY time DESC) = 1"
         view("fetches", f"FROM {parquet([fetches / '*.parquet'])} QUALIFY {latest}")
-    if dataset.images.exists:
+    if images:
         view("images", f"SELECT *, {_split(dataset)} AS split FROM {parquet(dataset.images.paths('.parquet'))}")
         view(
             "contents",
@@ -89,7 +91,7 @@ def create_views(connection: duckdb.DuckDBPyConnection, dataset: "Dataset") -> N
                   (SELECT count(*) FROM verdicts v WHERE v.stage = rules.stage AND v.rule = rules.rule) AS failing
            FROM rules LEFT JOIN drops USING (stage, rule) GROUP BY ALL ORDER BY position""",
     )
-    if dataset.images.exists:
+    if images:
         view(
             "kept",
             "SELECT pairs.uid, pairs.url, pairs.text, contents.key, contents.split "

@@ -31,6 +31,8 @@ UNREACHABLE = frozenset({"dns", "connect", "timeout", "host_down"})
 PASSING = frozenset({"connect", "timeout", "interrupted", "http_408", "http_425", "http_429"})
 """Causes after which another try may help, beside 5xx; 501 and 505 say that the server never will."""
 _REDIRECTS = {301, 302, 303, 307, 308}
+_START_OF_SCAN = b"\xff\xda"
+_MOST_SCANS = 100  # of a JPEG: programs write some ten, and each costs a pass over all its pixels
 _HEADER = 1 << 16  # bytes among which a picture says how large it is, in most cases
 _SMALL = 1 << 20
 _LARGE_AT_ONCE = 128_000_000
@@ -43,8 +45,8 @@ class Fetched:
     """What became of one url. `status` is "ok" or the cause of the failure, out of a closed list:
 
     bad_url, scheme, private_host, dns, connect, tls, timeout, host_down, redirects, http_<code>, opted_out, encoded,
-    interrupted, max_bytes, not_image, max_pixels, unexpected, and (set where the picture is stored) undecodable and
-    bad_boxes. `bytes` are those of the whole answer; `seconds` those on the network, over all attempts.
+    interrupted, max_bytes, not_image, max_pixels, max_scans, unexpected, and (set where the picture is stored)
+    undecodable and bad_boxes. `bytes` are those of the whole answer; `seconds` those on the network, over all attempts.
     """
 
     status: str
@@ -58,8 +60,9 @@ class Fetched:
     attempts: int = 0
     seconds: float = 0.0
     retry_after: float = 0.0
-    is_large: bool = False
-    """Whether it holds one of the few places for large bodies: see `Fetcher.taken`."""
+    held: int = 0
+    """Bytes counted among the large bodies in memory: see `Fetcher.taken`."""
+    is_ready: bool = False
 
 
 def may_pass(status: str) -> bool:
@@ -88,7 +91,8 @@ class Fetcher:
         self.opt_outs = frozenset(directive.lower() for directive in settings.opt_out_directives)
         self.hosts: dict[str, Host] = {}
         self.slots = asyncio.Semaphore(settings.threads)
-        self.large = asyncio.Semaphore(max(1, _LARGE_AT_ONCE // settings.max_bytes))
+        self.held = self.ready = 0
+        self.changed = asyncio.Event()
         self.room = asyncio.Event()
         """Cleared by whoever takes the results too slowly: nothing new is asked for then."""
         self.room.set()
@@ -98,6 +102,8 @@ class Fetcher:
         trust = ssl.create_default_context(cafile=os.environ.get("SSL_CERT_FILE") or certifi.where())
         connector = aiohttp.TCPConnector(
             limit=0,
+            # A connection serves one url: on one that is kept, a server may answer the next url before it is asked.
+            force_close=True,
             ssl=trust,
             use_dns_cache=False,
             resolver=Names(settings.timeout, threads=settings.threads),
@@ -144,6 +150,8 @@ class Fetcher:
             content = await self._follow(url, left, result)
             result.format = check_image(content, self.settings.max_megapixels)
             result.content = content
+            result.is_ready, self.ready = True, self.ready + result.held
+            self.changed.set()
         except _RefusedError as refused:
             result.status = refused.cause
         except HostDownError:
@@ -163,9 +171,11 @@ class Fetcher:
 
     def taken(self, result: Fetched) -> None:
         """To be called once the content is done with: its memory is free for others."""
-        if result.is_large:
-            result.is_large = False
-            self.large.release()
+        if result.held:
+            self.held -= result.held
+            self.ready -= result.held if result.is_ready else 0
+            result.held = 0
+            self.changed.set()
 
     async def _follow(self, url: str, left: float, result: Fetched) -> bytes:
         for _ in range(self.settings.max_redirects + 1):
@@ -209,7 +219,7 @@ class Fetcher:
         """One request: the body, or where it is to be had instead."""
         async with self.session.get(target, allow_redirects=False) as response:
             result.http_status = status = response.status
-            result.content_type = response.headers.get("Content-Type")
+            result.content_type = _readable(response.headers.get("Content-Type"))
             if status in (429, 503):
                 result.retry_after = retry_after(response.headers.get("Retry-After"))
                 host.asked_to_wait(result.retry_after)
@@ -224,7 +234,7 @@ class Fetcher:
             if status in _REDIRECTS:
                 host.answered()
                 return str(target.join(URL(response.headers.get("Location", ""))))
-            if response.headers.get("Content-Encoding", "identity").strip().lower() not in ("identity", ""):
+            if {name.strip().lower() for name in response.headers.getall("Content-Encoding", ())} - {"identity", ""}:
                 raise _RefusedError("encoded")  # it was not asked for, and would have to be inflated to be looked at
             content = await self._body(response, result, limit)
             host.answered()
@@ -241,19 +251,27 @@ class Fetcher:
                 raise _RefusedError("max_bytes")
             if before < _HEADER <= size:
                 _check_header(content.getvalue() + part, self.settings.max_megapixels)
-            if size > _SMALL and not result.is_large:
-                await self._wait_for_large(limit)
-                result.is_large = True
+            if size > _SMALL and not result.held:
+                await self._hold(result, response.content_length or self.settings.max_bytes, limit)
             content.write(part)
         return content.getvalue()
 
-    async def _wait_for_large(self, limit: asyncio.Timeout) -> None:
-        """Take one of the few places for large bodies; the wait is ours, and not the server's to answer for."""
-        ends, began = limit.when(), time.monotonic()
-        limit.reschedule(None)
-        await self.large.acquire()
-        if ends is not None:
-            limit.reschedule(ends + time.monotonic() - began)
+    async def _hold(self, result: Fetched, size: int, limit: asyncio.Timeout) -> None:
+        """Wait until the large bodies in memory leave room for this one, of up to `size` bytes.
+
+        The deadline goes on meanwhile, unless some of them are finished and wait to be stored: that delay is our own.
+        """
+        while self.held and self.held + size > _LARGE_AT_ONCE:
+            self.changed.clear()
+            began, ends = time.monotonic(), limit.when()
+            ours = self.ready > 0
+            if ours:
+                limit.reschedule(None)
+            await self.changed.wait()
+            if ours and ends is not None:
+                limit.reschedule(ends + time.monotonic() - began)
+        self.held += size
+        result.held = size
 
 
 def check_image(content: bytes, max_megapixels: float) -> str:
@@ -268,10 +286,17 @@ def check_image(content: bytes, max_megapixels: float) -> str:
             kind: str = image.format if image.format in FORMATS else "JPEG"
     except Exception as error:  # whatever a decoder of hostile bytes comes upon
         raise _RefusedError("not_image") from error
+    if kind == "JPEG" and content.count(_START_OF_SCAN) > _MOST_SCANS:
+        raise _RefusedError("max_scans")
     depth = 2 if kind == "PNG" and content[24] == 16 else 1  # the cap is one on memory: 16-bit samples count twice
     if width * height * depth > max_megapixels * 1e6:
         raise _RefusedError("max_pixels")
     return kind
+
+
+def _readable(header: str | None) -> str | None:
+    """A header as text that any file can hold: what is not UTF-8 in it is replaced."""
+    return header if header is None else header.encode("utf-8", "surrogateescape").decode("utf-8", "replace")[:500]
 
 
 def _check_header(beginning: bytes, max_megapixels: float) -> None:

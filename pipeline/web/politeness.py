@@ -11,7 +11,8 @@ from email.utils import parsedate_to_datetime
 OPT_OUTS = ("noai", "noimageai", "noindex", "noimageindex")
 _NO_AGENTS = ("unavailable_after", "max-snippet", "max-image-preview", "max-video-preview")
 """Directives of X-Robots-Tag that have a colon themselves."""
-_AGENT = re.compile(r"[\w.*-]+")
+_SEPARATORS = re.compile(r"""[,;"']|(?<!:)\s+(?!:)""")  # the comma is the standard's; the others are seen as well
+_AGENT = re.compile(r"\*|[a-z_][\w.*-]*")
 
 
 class HostDownError(Exception):
@@ -86,7 +87,7 @@ def opts_out(values: Iterable[str], agent: str, directives: Collection[str]) -> 
     """
     for value in values:
         concerns_us = True
-        for part in value.lower().split(","):
+        for part in _SEPARATORS.split(value.lower()):
             name, colon, rest = map(str.strip, part.partition(":"))
             said = part.strip()
             if colon and _AGENT.fullmatch(name) and name not in _NO_AGENTS:
