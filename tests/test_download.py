@@ -368,7 +368,7 @@ def test_stopped_at_any_shard_nothing_that_was_fetched_is_lost(web: Web, tmp_pat
 
     class Dying(InlineEngine):
         def map(self, function: Any, tasks: Sequence[str], label: str) -> Iterator[Any]:
-            yield function(tasks[0])
+            yield from map(function, tasks[:1])
             raise KeyboardInterrupt
 
     for _ in range(3):

@@ -39,10 +39,7 @@ class EntryFile:
             ) from None
         # Not splitlines(): an entry may hold what Unicode takes for the end of a line.
         numbered = ((number, line.strip()) for number, line in enumerate(text.split("\n"), 1))
-        entries = [(number, line) for number, line in numbered if line]
-        if not entries:
-            raise PairmillError(f"{self.path} has no entry", f"name the file you mean in the recipe's {self.key}")
-        return entries
+        return [(number, line) for number, line in numbered if line]
 
 
 def _content(path: Path, key: str) -> bytes:

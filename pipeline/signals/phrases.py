@@ -18,6 +18,7 @@ import numpy as np
 import pyarrow as pa
 from numba import njit
 
+from pipeline.errors import PairmillError
 from pipeline.signals.entries import EntryFile
 
 _BLANKS = b" \t\n\r"
@@ -65,7 +66,10 @@ class Matches:
 @lru_cache(maxsize=1)
 def phrases_of(file: EntryFile) -> Phrases:
     """The phrases of a file, one a line, made once a process."""
-    return phrases(line for _, line in file.lines())
+    lines = [line for _, line in file.lines()]
+    if not lines:
+        raise PairmillError(f"{file.path} holds no query", f"name the file you mean in the recipe's {file.key}")
+    return phrases(lines)
 
 
 def phrases(lines: Iterable[str]) -> Phrases:

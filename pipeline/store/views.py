@@ -78,7 +78,7 @@ def create_views(connection: duckdb.DuckDBPyConnection, dataset: "Dataset", imag
         f"SELECT * FROM (VALUES {', '.join(rules)}) AS t(stage, rule, threshold, setting, position) "
         "WHERE position >= 0",
     )
-    view("verdicts", " UNION ALL ".join(verdicts))
+    view("verdicts", " UNION ALL BY NAME ".join(verdicts))
     view(
         "drops",
         "SELECT uid, arg_min(stage, position) AS stage, arg_min(rule, position) AS rule, "
