@@ -7,12 +7,13 @@ from typing import Any
 import numpy as np
 import pytest
 from corpus import encoded
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from web import Web, answer, misbehaving, says
 
 from pipeline import download, filter, ingest, screen, summary
 from pipeline.engine import InlineEngine
+from pipeline.errors import PairmillError
 from pipeline.job import Job
 from pipeline.recipe import Recipe
 from pipeline.store.dataset import Dataset
@@ -77,7 +78,11 @@ def test_every_row_is_accounted_for(
     )
     dataset, engine = Dataset(folder / "data"), InlineEngine()
     for stage in (ingest, screen, download, filter):
-        stage.run(Job(stage.__name__.rpartition(".")[2], recipe, dataset, engine))
+        try:
+            stage.run(Job(stage.__name__.rpartition(".")[2], recipe, dataset, engine))
+        except PairmillError as error:
+            assume("could be had" not in str(error))  # not one picture: the download ends, and says so
+            raise
     numbers = summary.collect(dataset)
     assert summary.is_balanced(numbers), numbers
     assert numbers["pairs_in"] == len(lines)
