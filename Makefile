@@ -14,11 +14,12 @@ STAGE  = $(MILL) $@ --data "$(DATA)" --recipe "$(RECIPE)" --engine "$(ENGINE)" $
 STAGES := ingest screen download filter extract catalog train evaluate report
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo $(STAGES) retry align rules sql summary bench-data test test-slow lint format
+.PHONY: help setup demo $(STAGES) retry align verify export-features import-features rules sql summary bench-data bench-features
+.PHONY: detector test test-slow lint format
 
 help: ## this list
 	@echo "make TARGET [RECIPE=recipes/demo.toml] [DATA=data/demo] [ENGINE=local|ray] [WORKERS=n]"; echo
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-15s %s\n", $$1, $$2 }' Makefile
 
 setup: $(READY) ## the packages, in .venv, at the versions of requirements.lock
 
@@ -43,7 +44,7 @@ retry: $(READY) ## fetch again what failed for a cause that can change
 	@$(STAGE)
 filter: $(READY) ## apply the rules that need the image; fetches nothing
 	@$(STAGE)
-extract: $(READY) ## region, grid and pixel features, once a model  [ONLY=region,grid]
+extract: $(READY) ## region, grid, patch and pixel features, once a model  [ONLY=region,grid]
 	@$(STAGE)
 catalog: $(READY) ## SQL views over everything, in catalog.duckdb
 	@$(STAGE)
@@ -63,11 +64,27 @@ sql: $(READY) ## ask the catalog: make sql Q="FROM funnel"
 	@$(MILL) sql --data "$(DATA)" -- $(if $(Q),"$$QUERY",$(error say what: make sql Q="FROM funnel"))
 sql: export QUERY := $(value Q)
 
+verify: $(READY) ## read every file again and name what is damaged
+	@$(STAGE)
+
+export-features: $(READY) ## features for other programs: EXTRACTOR=region TO=webdataset|uniter-npz|lxmert-tsv OUT=folder
+	@$(MILL) export-features --data "$(DATA)" --extractor "$(EXTRACTOR)" --to "$(TO)" --out "$(OUT)" $(if $(WHERE),--where "$$CONDITION")
+export-features: export CONDITION := $(value WHERE)
+
+import-features: $(READY) ## published features into a dataset: EXTRACTOR=name FROM=lxmert-tsv|uniter-npz|hdf5|webdataset FILES="..."
+	@$(MILL) import-features --data "$(DATA)" --extractor "$(EXTRACTOR)" --from "$(FROM)" $(if $(MATCH),--match "$(MATCH)") $(FILES)
+
 summary: $(READY) ## the dataset's numbers so far, also as summary.json
 	@$(MILL) summary --data "$(DATA)"
 
 bench-data: $(READY) ## how fast the data stages are, beside their peers in the same run: an hour  [QUICK=1]
 	.venv/bin/python -m tests.bench.data $(if $(QUICK),--quick)
+
+bench-features: $(READY) ## how fast extraction, the feature store and its loader are, likewise: an hour  [QUICK=1]
+	.venv/bin/python -m tests.bench.features $(if $(QUICK),--quick)
+
+detector: $(READY) ## train the small detector of clip art that the demo falls back on: an hour
+	.venv/bin/python -m pipeline.demo.detector
 
 test: $(READY) ## the tests
 	.venv/bin/python -m pytest

@@ -7,7 +7,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from types import FrameType
 
@@ -18,7 +18,7 @@ from pipeline.engine import engine
 from pipeline.errors import PairmillError
 from pipeline.job import Job
 from pipeline.recipe import Recipe, load
-from pipeline.stages import ASIDE, STAGES, run_stage
+from pipeline.stages import ASIDE, NEEDS_NO_RECIPE, STAGES, run_stage
 from pipeline.store.dataset import Dataset
 
 DEMO_PORT = 8765
@@ -95,8 +95,11 @@ def _parser() -> argparse.ArgumentParser:
         sub.add_argument("--data", type=Path, required=True, help="the dataset's folder")
         return sub
 
-    def add_recipe(sub: argparse.ArgumentParser) -> None:
-        sub.add_argument("--recipe", type=Path, required=True)
+    def add_recipe(sub: argparse.ArgumentParser, required: bool = True) -> None:
+        sub.add_argument("--recipe", type=Path, required=required)
+        add_engine(sub)
+
+    def add_engine(sub: argparse.ArgumentParser) -> None:
         sub.add_argument("--engine", default="local", help="local or ray")
         sub.add_argument("--workers", type=int, help="worker processes; the recipe's [engine] workers otherwise")
 
@@ -104,15 +107,43 @@ def _parser() -> argparse.ArgumentParser:
     rules.set_defaults(run=_rules, data=Path())
     for stage in (*STAGES, *ASIDE):
         sub = command(stage, _stage, f"run the stage {stage}")
-        add_recipe(sub)
+        add_recipe(sub, required=stage not in NEEDS_NO_RECIPE)
         sub.add_argument("--only", default="", help="names of extractors or runs, separated by commas; all otherwise")
     demo = command("demo", _demo, "every stage on the Open Clip Art Library")
     add_recipe(demo)
     demo.add_argument("--port", type=int, default=DEMO_PORT, help="where the demo's web server listens on 127.0.0.1")
     sql = command("sql", _sql, "ask the catalog")
     sql.add_argument("query")
+    _add_exchange(command, add_engine)
     command("summary", _summary, "print the dataset's numbers and write summary.json")
     return parser
+
+
+def _add_exchange(
+    command: Callable[[str, Callable[[argparse.Namespace], None], str], argparse.ArgumentParser],
+    add_engine: Callable[[argparse.ArgumentParser], None],
+) -> None:
+    out = command("export-features", _export_features, "write an extractor's features in a format that others read")
+    out.add_argument("--extractor", required=True, help="whose features")
+    out.add_argument("--to", required=True, choices=("webdataset", "uniter-npz", "lxmert-tsv"))
+    out.add_argument("--out", type=Path, required=True, help="a new folder")
+    out.add_argument("--where", default="true", help="SQL over the view `kept`: which images")
+    add_engine(out)
+    into = command("import-features", _import_features, "make a table of features out of published ones")
+    into.add_argument("--extractor", required=True, help="the name that they get")
+    into.add_argument(
+        "--from", dest="format", required=True, choices=("webdataset", "uniter-npz", "lxmert-tsv", "hdf5")
+    )
+    into.add_argument("files", type=Path, nargs="+", help="files, or folders of files")
+    into.add_argument(
+        "--match",
+        help="what an id means: stem, the last part of the image's url; key, the image's key, the default for "
+        "webdataset; or a CSV or Parquet with the columns id and url",
+    )
+    into.add_argument("--classes", type=Path, help="the classes' names, a line each")
+    into.add_argument("--top-k", type=int, default=10, help="how many classes a region to keep")
+    into.add_argument("--dtype", default="float16", choices=("float16", "int8"))
+    add_engine(into)
 
 
 def _job(options: argparse.Namespace, stage: str, recipe: Recipe) -> Job:
@@ -143,9 +174,28 @@ class _Locked:
 
 
 def _stage(options: argparse.Namespace) -> None:
-    recipe = load(options.recipe)
+    recipe = load(options.recipe) if options.recipe else Recipe(name=options.command)
     with _Locked(options.data):
         run_stage(_job(options, options.command, recipe))
+
+
+def _export_features(options: argparse.Namespace) -> None:
+    from pipeline.export_features import export_features
+
+    with _Locked(options.data), closing(engine(options.engine, options.workers or 0)) as running:
+        dataset = Dataset(options.data)
+        print(export_features(dataset, running, options.extractor, options.to, options.out, options.where))
+
+
+def _import_features(options: argparse.Namespace) -> None:
+    from pipeline.import_features import Asked, import_features
+
+    match = options.match or ("key" if options.format == "webdataset" else "stem")
+    if options.top_k < 1:
+        raise PairmillError(f"--top-k {options.top_k} keeps nothing", "1 or more")
+    asked = Asked(options.format, options.files, match, options.top_k, options.classes, options.dtype)
+    with _Locked(options.data), closing(engine(options.engine, options.workers or 0)) as running:
+        print(import_features(Dataset(options.data), running, options.extractor, asked))
 
 
 def _demo(options: argparse.Namespace) -> None:

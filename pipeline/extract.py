@@ -1,183 +1,220 @@
 """Stage `extract`: kept images -> `features/<extractor>/`, one Parquet shard an image shard, once a model.
 
-A shard's images are decoded once and go through every extractor that still lacks them.
+A shard's images are decoded once and go through every extractor that still lacks them. What is wanted may grow and
+shrink: features that no pair needs any more stay where they are, and where a shard's file lacks wanted images, these
+alone are computed and a new file is made of the old rows and theirs. An image without features stands beside them in
+`<shard>.failed.parquet` with its cause.
 """
 
-from collections.abc import Iterator
-from contextlib import ExitStack
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from pipeline.job import UP_TO_DATE, Job
-from pipeline.recipe import Grid, Pixel, Region
-from pipeline.store.atomic import digest
-from pipeline.store.features import ImageFeatures, write_features
-from pipeline.store.sql import parquet
-from pipeline.store.table import Shard, Writing
-from pipeline.weights import UNTRAINED, Weights, download, find
+import duckdb
 
-VERSION = 1
-BATCH = 16
+from pipeline.errors import PairmillError
+from pipeline.extractors.plans import FAILED_SUFFIX, Images, Plan, Task
+from pipeline.job import UP_TO_DATE, Job
+from pipeline.recipe import Patch, Region
+from pipeline.store.atomic import digest, replacing
+from pipeline.store.sql import parquet, write_parquet
+from pipeline.store.table import Manifest, Shard, ShardFile, Table, Writing
+from pipeline.weights import UNTRAINED, download, find
+
+VERSION = 2
 
 
 @dataclass(frozen=True)
-class Plan:
-    """One extractor's part of the work."""
+class Wanted:
+    """The images that some kept pair needs, one for each content: a Parquet of (shard, key), sorted."""
 
-    section: Region | Grid | Pixel
-    weights: Weights
-    folder: Path
+    path: Path
+    digest: str
+    images: Mapping[str, int]
+    """Image shard -> how many of them it has."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """An extractor's part of the stage: what it runs, and the table that it fills."""
+
+    plan: Plan
+    table: Table
     shard_keys: dict[str, str]
+    """Digests of what makes a row what it is, and not of which rows there are."""
+    key: str
+
+    @property
+    def is_current(self) -> bool:
+        return self.table.is_current(self.key)
+
+    def known_identity(self) -> dict[str, Any] | None:
+        """What the manifest says, where some of its shards were made as they would be now."""
+        manifest = self.table.manifest if self.table.exists else None
+        if manifest and any(self.shard_keys.get(shard.name) == shard.key for shard in manifest.shards):
+            return dict(manifest.info["identity"])
+        return None
 
 
 def run(job: Job) -> str:
-    wanted = job.selected(list(job.recipe.extract))
-    keys_by_shard = _kept_keys(job)
-    plans = {}
-    for name in wanted:
-        section = job.recipe.extract[name]
-        plan = _plan(job, name, section, find(section), keys_by_shard)
-        if plan.weights.sha256 == UNTRAINED and isinstance(section, Region) and not _is_current(job, name, plan):
-            plan = _plan(job, name, section, download(section), keys_by_shard)
-        if not _is_current(job, name, plan):
-            plans[name] = plan
-    if not plans:
-        return UP_TO_DATE
+    job.dataset.filtered.manifest  # noqa: B018 - says that `filter` must run first
+    job.dataset.images.check_whole()
+    shards = job.dataset.images.manifest.shards
+    tars = {shard.name: next(file for file in shard.files if file.name.endswith(".tar")) for shard in shards}
+    with _wanted(job) as wanted:
+        parts = {name: _part(job, name, tars, wanted) for name in job.selected(list(job.recipe.extract))}
+        missing = {name: part for name, part in parts.items() if not part.is_current}
+        said = _extract(job, missing, tars, wanted) if missing else []
+    said += _embed_texts(job, parts)
+    return "; ".join(said) or UP_TO_DATE
 
+
+@contextmanager
+def _wanted(job: Job) -> Iterator[Wanted]:
+    dataset = job.dataset
+    staged = dataset.root / ".staging" / "extract" / "wanted.parquet"
+    metadata = parquet(dataset.images.paths(".parquet"), ", filename = true")
+    with dataset.connect(job.recipe.engine.memory_limit, job.engine.workers) as connection:
+        kept = f"SELECT parse_filename(filename, true) AS shard, key FROM {metadata} SEMI JOIN kept USING (key)"
+        with replacing(staged) as path:
+            write_parquet(connection, f"{kept} ORDER BY shard, key", path)
+        source = parquet([staged])
+        counted = connection.execute(f"SELECT shard, count(*) FROM {source} GROUP BY shard").fetchall()
+        content = connection.execute(f"SELECT bit_xor(md5_number(shard || '/' || key)) FROM {source}").fetchone()
+    try:
+        yield Wanted(staged, digest(content), defaultdict(int, counted))
+    finally:
+        staged.unlink(missing_ok=True)
+
+
+def _part(job: Job, name: str, tars: Mapping[str, ShardFile], wanted: Wanted) -> Part:
+    """The extractor with the weights that can be had; nobody is asked for any where the features are there."""
+    section, table = job.recipe.extract[name], job.dataset.features(name)
+
+    def part(plan: Plan) -> Part:
+        made_by = (VERSION, plan.settings(), plan.weights.name, plan.weights.digests)
+        keys = {shard: digest(*made_by, tar.sha256) for shard, tar in tars.items()}
+        return Part(plan, table, keys, digest("extract", keys, wanted.digest))
+
+    found = part(Plan(section, find(section), table.folder))
+    if found.plan.weights.sha256 == UNTRAINED and isinstance(section, Region | Patch) and not found.is_current:
+        return part(Plan(section, download(section), table.folder))
+    return found
+
+
+def _extract(job: Job, parts: Mapping[str, Part], tars: Mapping[str, ShardFile], wanted: Wanted) -> list[str]:
     with ExitStack() as stack:
+        identities = {name: part.known_identity() for name, part in parts.items()}
         writings = {
-            name: stack.enter_context(job.dataset.features(name).writing(_key(plan), plan.shard_keys))
-            for name, plan in plans.items()
+            name: stack.enter_context(part.table.writing(part.key, part.shard_keys)) for name, part in parts.items()
         }
-        todo = [shard for shard in keys_by_shard if any(shard in writing.todo for writing in writings.values())]
-        missing = {shard: [name for name, writing in writings.items() if shard in writing.todo] for shard in todo}
+        tasks: dict[str, dict[str, Task]] = defaultdict(dict)
+        images: dict[str, int] = defaultdict(int)
+        for name, writing in writings.items():
+            for shard, (task, number) in _tasks(job, writing, wanted).items():
+                tasks[shard][name] = task
+                images[shard] = max(images[shard], number)
+        engine = job.engine.on_gpus() if tasks else job.engine
         work = partial(
             _extract_shard,
-            plans=plans,
-            missing=missing,
-            keys_by_shard=keys_by_shard,
-            images=job.dataset.images.folder,
+            plans={name: part.plan for name, part in parts.items()},
+            tasks=dict(tasks),
+            images=Images(job.dataset.images.folder, tars, wanted.path),
+            threads=engine.cores,
         )
-        identities: dict[str, dict[str, Any]] = {}
-        for done in job.engine.map(work, todo, "extract"):
-            for name, (shard, identity) in done.items():
-                writings[name].add(shard)
+        started = time.monotonic()
+        for done in engine.map(work, sorted(tasks), "extract", images):
+            for name, (made, identity) in done.items():
+                writings[name].add(made)
                 identities[name] = identity
-        return "; ".join(
-            _commit(name, plans[name], writing, identities.get(name)) for name, writing in writings.items()
-        )
+                _remove(parts[name].table.folder, tasks[made.name][name].old)
+        rate = sum(images.values()) / max(time.monotonic() - started, 1e-9)
+        said = [
+            _described(name, writing.commit({"identity": identities[name] or _built_identity(parts[name].plan)}))
+            for name, writing in writings.items()
+        ]
+    return [*said, f"{rate:,.1f} images/s"] if images else said
 
 
-def _kept_keys(job: Job) -> dict[str, list[str]]:
-    """Image shard -> the keys in it that some kept pair needs, one for each content."""
-    job.dataset.filtered.manifest  # noqa: B018 - says that `filter` must run first
+def _tasks(job: Job, writing: Writing, wanted: Wanted) -> dict[str, tuple[Task, int]]:
+    """Shard -> what is to be made of it, and of how many images: whole shards, and what is wanted of others as well."""
+    keys, folder = writing.shard_keys, writing.table.folder
+    tasks = {shard: (Task(keys[shard]), wanted.images[shard]) for shard in writing.todo}
+    files = {shard.name: [folder / file.name for file in shard.files] for shard in writing.shards}
+    if not files:
+        return tasks
+    paths = [path for of_shard in files.values() for path in of_shard]
+    failed = [path for path in paths if path.name.endswith(FAILED_SUFFIX)]
+    there = [path for path in paths if path not in set(failed)]
+    query = (
+        f"SELECT shard, count(*) FROM {parquet([wanted.path])} ANTI JOIN "
+        f"(SELECT key FROM {parquet(there)} UNION ALL SELECT key FROM {parquet(failed)}) USING (key) GROUP BY shard"
+    )
     with job.dataset.connect(job.recipe.engine.memory_limit, job.engine.workers) as connection:
-        keys: dict[str, list[str]] = {}
-        for shard in job.dataset.images.manifest.shards:
-            source = parquet([job.dataset.images.folder / f"{shard.name}.parquet"])
-            rows = connection.execute(f"SELECT key FROM {source} SEMI JOIN kept USING (key) ORDER BY key").fetchall()
-            keys[shard.name] = [key for (key,) in rows]
-    return keys
+        try:
+            lacking = connection.execute(query).fetchall()
+        except duckdb.Error as error:
+            raise _damaged(paths, error) from None
+    for shard, number in lacking:
+        if shard in files:
+            tasks[shard] = (Task(keys[shard], files[shard][0].name.removesuffix(".parquet")), number)
+    return tasks
 
 
-def _plan(
-    job: Job, name: str, section: Region | Grid | Pixel, weights: Weights, keys_by_shard: dict[str, list[str]]
-) -> Plan:
-    images = {shard.name: shard.files[0].sha256 for shard in job.dataset.images.manifest.shards}
-    shard_keys = {
-        shard: digest(VERSION, section.model_dump(), weights.digests, images[shard], keys)
-        for shard, keys in keys_by_shard.items()
-    }
-    return Plan(section, weights, job.dataset.features(name).folder, shard_keys)
+def _damaged(paths: Sequence[Path], error: duckdb.Error) -> Exception:
+    """What DuckDB says of a damaged file, with the file's name."""
+    for path in paths:
+        try:
+            duckdb.connect().execute(f"SELECT max(length(key)) FROM {parquet([path])}")
+        except duckdb.Error as said:
+            what = str(said).splitlines()[0].strip()
+            return PairmillError(f"{path} is damaged ({what})", "remove it and run `make extract` again")
+    return error
 
 
-def _key(plan: Plan) -> str:
-    return digest("extract", plan.shard_keys)
+def _extract_shard(shard: str, **task: Any) -> dict[str, tuple[Shard, dict[str, Any]]]:
+    """What a worker runs; only there are torch and the models' libraries imported."""
+    from pipeline.extractors.one_pass import extract_shard
+
+    return extract_shard(shard, **task)
 
 
-def _is_current(job: Job, name: str, plan: Plan) -> bool:
-    return job.dataset.features(name).is_current(_key(plan))
+def _remove(folder: Path, stem: str | None) -> None:
+    """The files in whose place others are recorded by now."""
+    if stem is not None:
+        for suffix in (".parquet", FAILED_SUFFIX):
+            (folder / f"{stem}{suffix}").unlink(missing_ok=True)
 
 
-def _extract_shard(
-    shard: str,
-    *,
-    plans: dict[str, Plan],
-    missing: dict[str, list[str]],
-    keys_by_shard: dict[str, list[str]],
-    images: Path,
-) -> dict[str, tuple[Shard, dict[str, Any]]]:
-    """Run one image shard through the extractors that lack it. Returns extractor -> (shard, identity)."""
+def _built_identity(plan: Plan) -> dict[str, Any]:
+    """Where no shard was to be made, and the last run was cut off before its manifest: what a worker has said."""
     import torch
 
     from pipeline.extractors import BUILDERS
+    from pipeline.extractors.identity import identity_of
 
-    torch.set_num_threads(1)  # the order of sums, and with it the last bits, depends on the number of threads
-    names = missing[shard]
-    extractors = {name: BUILDERS[plans[name].section.kind](plans[name].section, plans[name].weights) for name in names}
-    rows: dict[str, list[ImageFeatures]] = {name: [] for name in names}
-    unreadable = 0
-    for batch in _batches(images / f"{shard}.tar", set(keys_by_shard[shard])):
-        readable = [(key, image) for key, image in batch if image is not None]
-        unreadable += len(batch) - len(readable)
-        for name, extractor in extractors.items():
-            arrays = extractor([image for _, image in readable]) if readable else []
-            rows[name] += [
-                ImageFeatures(key, len(values["features"]), values)
-                for (key, _), values in zip(readable, arrays, strict=True)
-            ]
-    done = {}
-    for name, extractor in extractors.items():
-        plan = plans[name]
-        written = write_features(plan.folder / f"{shard}.parquet", rows[name], extractor.columns)
-        counts = {"rows": written, "unreadable": unreadable}
-        made = Shard.of(plan.folder, shard, plan.shard_keys[shard], [f"{shard}.parquet"], counts)
-        done[name] = (made, _identity(plan, extractor))
-    return done
+    return identity_of(plan, BUILDERS[plan.section.kind](plan.section, plan.weights, torch.device("cpu")))
 
 
-def _batches(tar: Path, keys: set[str]) -> Iterator[list[tuple[str, Any]]]:
-    """(key, RGB image or None where it cannot be decoded) of the wanted images, in batches, in the tar's order."""
-    import cv2
-    import numpy as np
-    import webdataset
-
-    batch: list[tuple[str, Any]] = []
-    for sample in webdataset.WebDataset(str(tar), shardshuffle=False, empty_check=False):
-        if sample["__key__"] not in keys:
-            continue
-        image = cv2.imdecode(np.frombuffer(sample["jpg"], np.uint8), cv2.IMREAD_COLOR)
-        batch.append((sample["__key__"], None if image is None else cv2.cvtColor(image, cv2.COLOR_BGR2RGB)))
-        if len(batch) == BATCH:
-            yield batch
-            batch = []
-    if batch:
-        yield batch
+def _described(name: str, manifest: Manifest) -> str:
+    counts = manifest.counts()
+    causes = [f"{cause.removeprefix('failed/')} {n:,}" for cause, n in counts.items() if cause.startswith("failed/")]
+    failed = f", {counts['failed']:,} failed ({', '.join(causes)})" if causes else ""
+    note = "" if manifest.info["identity"]["trained"] else " (UNTRAINED: no weights were found)"
+    return f"{name}: {manifest.count('rows'):,} images{failed}{note}"
 
 
-def _identity(plan: Plan, extractor: Any) -> dict[str, Any]:
-    """Everything that a reader must agree with before it uses these features."""
-    columns = {
-        name: {"dtype": column.dtype, "shape": list(column.shape), "tensor": column.tensor}
-        for name, column in extractor.columns.items()
-    }
-    return {
-        "kind": plan.section.kind,
-        "weights": plan.weights.name,
-        "weights_sha256": plan.weights.sha256,
-        "settings": plan.section.model_dump(mode="json"),
-        "columns": columns,
-        **extractor.identity,
-    }
+def _embed_texts(job: Job, parts: Mapping[str, Part]) -> list[str]:
+    """Beside the images' embeddings those of the kept texts, where a model has both."""
+    said = []
+    for name, part in parts.items():
+        if isinstance(part.plan.section, Patch) and part.plan.section.library == "open_clip":
+            from pipeline.extractors.texts import embed_texts
 
-
-def _commit(name: str, plan: Plan, writing: Writing, identity: dict[str, Any] | None) -> str:
-    if identity is None:  # every shard was already there when the last run was cut off
-        from pipeline.extractors import BUILDERS
-
-        identity = _identity(plan, BUILDERS[plan.section.kind](plan.section, plan.weights))
-    manifest = writing.commit({"identity": identity})
-    note = "" if identity["trained"] else " (UNTRAINED detector: no weights were found)"
-    return f"{name}: {manifest.count('rows'):,} images{note}"
+            said.append((name, embed_texts(job, name, part.plan)))
+    return [f"{name}: {what}" for name, what in said if what != UP_TO_DATE]

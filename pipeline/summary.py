@@ -50,11 +50,15 @@ def collect(dataset: Dataset) -> dict[str, Any]:
     report = dataset.root / "report" / "index.html"
     summary["report"] = str(report) if report.exists() else None
     summary["warnings"] = [
-        f"{name}: the detector is UNTRAINED, since no weights were found; its boxes and classes mean nothing"
+        f"{name}: the model is UNTRAINED, since no weights were found; {_meaningless(value['kind'])} mean nothing"
         for name, value in summary["features"].items()
         if not value["trained"]
     ]
     return summary
+
+
+def _meaningless(kind: str) -> str:
+    return "its boxes and classes" if kind == "region" else "its features"
 
 
 def is_balanced(summary: dict[str, Any]) -> bool:
@@ -73,7 +77,9 @@ def _features(dataset: Dataset, name: str) -> dict[str, Any]:
     if "pooled_from" in identity:
         model += f", features from {identity['pooled_from']}"
     return {
+        "kind": identity["kind"],
         "rows": rows,
+        "failed": {name[7:]: n for name, n in manifest.counts().items() if name.startswith("failed/")},
         "bytes_per_image": round(size / max(rows, 1)),
         "extractor": model,
         "trained": identity["trained"],
@@ -153,6 +159,8 @@ def table(summary: dict[str, Any]) -> str:
     for name, value in summary["features"].items():
         size = f"{value['bytes_per_image']:,} bytes an image"
         lines.append((f"features: {name}", f"{value['rows']:,} images, {size}, by {value['extractor']}"))
+        if value["failed"]:
+            lines.append(("  failed", ", ".join(f"{cause} {n:,}" for cause, n in value["failed"].items())))
     for run, value in summary["training"].items():
         lines.append((f"training: {run}", f"loss {value['loss_first']:.3f} -> {value['loss_last']:.3f}"))
     for run, value in summary["retrieval"].items():

@@ -20,7 +20,7 @@ def detector(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint as ultralytics writes it, of a small detector of seven made-up classes."""
     import torch
 
-    from pipeline.extractors.region import _settle, import_ultralytics
+    from pipeline.extractors.detector import import_ultralytics, settle
 
     import_ultralytics()
     from ultralytics.nn.tasks import DetectionModel
@@ -28,7 +28,7 @@ def detector(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with torch.random.fork_rng():
         torch.manual_seed(7)
         model = DetectionModel("yolo11n.yaml", nc=7, verbose=False)
-        _settle(model)
+        settle(model)
         # A head that says something: untouched, every class of every anchor scores all but the same.
         with torch.no_grad():
             for branch in model.model[-1].cv3:

@@ -38,3 +38,13 @@ def wait_for_ever(task: str, *, folder: Path) -> str:
     (folder / f"{task}.{os.getpid()}").touch()
     time.sleep(600)
     return task
+
+
+def meet(task: str, *, folder: Path, workers: int) -> str:
+    """Wait until `workers` processes are here at once, and say which GPU this one sees."""
+    (folder / f"{task}.here").touch()
+    end = time.monotonic() + 30
+    while len(list(folder.glob("*.here"))) < workers:
+        assert time.monotonic() < end, "the others did not come"
+        time.sleep(0.01)
+    return os.environ["CUDA_VISIBLE_DEVICES"]

@@ -112,7 +112,8 @@ def _add_features(dataset: Dataset) -> list[str]:
     }
     table = dataset.features("region")
     with table.writing("key", {"00000": "key"}) as writing:
-        rows = write_features(table.folder / "00000.parquet", [ImageFeatures(key, 2, arrays) for key in keys], columns)
+        images = [ImageFeatures(key, 2, arrays) for key in keys]
+        rows = write_features(table.folder / "00000.parquet", images, columns, identity)
         writing.add(Shard.of(table.folder, "00000", "key", ["00000.parquet"], {"rows": rows}))
         writing.commit({"identity": identity})
     return keys

@@ -16,6 +16,7 @@ from pipeline.model_recipe import ModelRecipe
 from pipeline.signals.judged import JUDGED
 from pipeline.signals.whole import write_whole
 from pipeline.store.features import FeatureStore
+from trainers.loader import VisionReader
 from trainers.saved import load_run
 from trainers.scoring import Scorer
 from trainers.text import encode
@@ -58,7 +59,7 @@ def _chosen(job: Job) -> tuple[str, ModelRecipe]:
 def _rows(job: Job, name: str, recipe: ModelRecipe) -> pa.Table:
     store = FeatureStore(job.dataset.features(recipe.features))
     saved = load_run(job.dataset.run(name), store)
-    scorer = Scorer(saved.model, store, saved.recipe.vision.kind, best_device())
+    scorer = Scorer(saved.model, VisionReader(store, saved.recipe.vision), best_device())
     uids: list[str] = []
     scores: list[np.ndarray] = [np.empty(0, np.float32)]
     for block in _blocks(job, store):

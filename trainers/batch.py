@@ -32,19 +32,28 @@ class VisionInput:
     """Padded feature sequences of one kind; the fields of the other kinds are None."""
 
     features: Tensor
-    """(B, V, D) float16 as stored; padding is 0."""
+    """(B, V, D) as stored, so that no more bytes go to the device than were read: float16; int8, in units of `scales`;
+    or, for pixels, uint8. Padding is 0. Who computes with them asks `values`."""
     present: Tensor
     """(B, V) bool; False where padded."""
+    scales: Tensor | None = None
+    """int8 features: (B, V) float32."""
     boxes: Tensor | None = None
     """Regions: (B, V, 4) float32, x1 y1 x2 y2 in [0, 1]."""
     class_ids: Tensor | None = None
-    """Regions: (B, V, K) int64, the detector's most probable classes."""
+    """Regions: (B, V, K) integers, the detector's most probable classes."""
     class_values: Tensor | None = None
     """Regions: (B, V, K) float32, their probabilities; they sum to at most 1."""
     cells: Tensor | None = None
-    """Grids: (B, V, 2) int64, row and column."""
+    """Grids, patches, pixels: (B, V, 2) integers, row and column."""
     masked: Tensor | None = None
     """(B, V) bool; True where an objective has hidden the feature, and the mask embedding stands in."""
+
+    def values(self, at: Tensor | None = None) -> Tensor:
+        """The features as numbers: (B, V, D) float32; or only those at the True positions of (B, V) bool: (M, D)."""
+        features, scales = (part if part is None or at is None else part[at] for part in (self.features, self.scales))
+        assert features is not None
+        return features.float() if scales is None else features.float() * scales[..., None]
 
     def select(self, rows: Tensor) -> "VisionInput":
         """The rows (N,) int64 of the batch, in that order; a row may come more than once."""

@@ -1,6 +1,7 @@
-"""From a batch's inputs to the encoder's first states: text, region and grid embeddings, plugged in by kind."""
+"""From a batch's inputs to the encoder's first states: text, region, grid, patch and pixel embeddings, by kind."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +23,7 @@ class FeatureShape:
     classes: int = 0
     """How many classes the detector knows; 0 where there is none."""
     grid: tuple[int, int] = (0, 0)
-    """Rows and columns of a grid."""
+    """Rows and columns of a grid or of patches; for pixels, whose images differ in shape, the most there can be."""
 
 
 class TextEmbedding(nn.Module):
@@ -48,6 +49,8 @@ class VisionEmbedding(nn.Module):
     `place` adds what the kind knows of the position; all of it is (B, V, hidden).
     """
 
+    columns: ClassVar[tuple[str, ...]] = ("features",)
+    """What it reads of the feature store."""
     mean: Tensor
     deviation: Tensor
 
@@ -64,11 +67,11 @@ class VisionEmbedding(nn.Module):
         self.register_buffer("deviation", torch.ones(shape.width))
 
     def standardized(self, features: Tensor) -> Tensor:
-        """(..., D) stored features -> (..., D) float32 by the train split's statistics."""
-        return (features.float() - self.mean) / self.deviation
+        """(..., D) float32 features -> the same by the statistics that the model carries."""
+        return (features - self.mean) / self.deviation
 
     def forward(self, vision: VisionInput) -> Tensor:
-        features = self.standardized(vision.features)
+        features = self.standardized(vision.values())
         if vision.masked is not None:
             # UNITER: the feature is zeroed and a learnt mask embedding added, before the projection.
             features = torch.where(vision.masked[..., None], self.mask, features)
@@ -87,6 +90,8 @@ VISION_EMBEDDINGS: Registry[type["VisionEmbedding"]] = Registry("vision embeddin
 class RegionEmbedding(VisionEmbedding):
     """Regions with 4-, 5- or 7-d boxes (UNITER, section 3.1: feature and box each through a LayerNorm, then summed)."""
 
+    columns = ("features", "boxes")
+
     def __init__(self, vision: Vision, encoder: Encoder, shape: FeatureShape) -> None:
         super().__init__(vision, encoder, shape)
         self.numbers = vision.box
@@ -100,8 +105,12 @@ class RegionEmbedding(VisionEmbedding):
 
 
 @VISION_EMBEDDINGS.add("grid")
+@VISION_EMBEDDINGS.add("patch")
 class GridEmbedding(VisionEmbedding):
-    """Grid cells with a learnt embedding for the row and one for the column (as Pixel-BERT, section 3.1)."""
+    """Grid cells or a ViT's patch tokens with a learnt embedding for the row and one for the column.
+
+    As Pixel-BERT, section 3.1, does for its grid.
+    """
 
     def __init__(self, vision: Vision, encoder: Encoder, shape: FeatureShape) -> None:
         super().__init__(vision, encoder, shape)
@@ -111,8 +120,24 @@ class GridEmbedding(VisionEmbedding):
 
     def place(self, vision: VisionInput) -> Tensor:
         assert vision.cells is not None
-        states: Tensor = self.row(vision.cells[..., 0]) + self.column(vision.cells[..., 1])
+        rows, columns = vision.cells.long().unbind(-1)
+        states: Tensor = self.row(rows) + self.column(columns)
         return states
+
+
+@VISION_EMBEDDINGS.add("pixel")
+class PixelEmbedding(GridEmbedding):
+    """Patches of raw pixels, linearly projected (ViLT, section 3.1).
+
+    Bytes become numbers in [-1, 1]: (x / 255 - 0.5) / 0.5, which is what the first statistics do.
+    """
+
+    columns = ("features", "positions")
+
+    def __init__(self, vision: Vision, encoder: Encoder, shape: FeatureShape) -> None:
+        super().__init__(vision, encoder, shape)
+        self.mean.fill_(255 / 2)
+        self.deviation.fill_(255 / 2)
 
 
 def box_numbers(boxes: Tensor, numbers: int) -> Tensor:

@@ -2,6 +2,7 @@
 
 import json
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +10,10 @@ import numpy as np
 
 from pipeline.errors import PairmillError
 from pipeline.job import UP_TO_DATE, Job
-from pipeline.model_recipe import ModelRecipe
 from pipeline.store.atomic import write_json
+from pipeline.store.dataset import Dataset
 from pipeline.store.features import FeatureStore
+from trainers.loader import VisionReader
 from trainers.retrieval import retrieval
 from trainers.samples import read_pairs
 from trainers.saved import load_run
@@ -39,7 +41,8 @@ def run(job: Job) -> str:
         if is_current(path, key):
             continue
         started = time.monotonic()
-        values = _evaluate(job, name, recipe)
+        store = FeatureStore(job.dataset.features(recipe.features))
+        values = evaluate(job.dataset, name, store, job.recipe.engine.memory_limit)
         write_json(path, {"key": key, **values, "seconds": round(time.monotonic() - started, 3)})
         found = values["retrieval"]
         job.log("evaluated", run=name, **found)
@@ -58,29 +61,33 @@ def is_current(path: Path, key: str) -> bool:
         return False
 
 
-def _evaluate(job: Job, name: str, recipe: ModelRecipe) -> dict[str, Any]:
-    """All distinct images of the split against all its distinct texts."""
-    store = FeatureStore(job.dataset.features(recipe.features))
-    saved = load_run(job.dataset.run(name), store)
-    pairs = read_pairs(job.dataset, store, SPLIT, job.recipe.engine.memory_limit)
+def evaluate(
+    dataset: Dataset, name: str, store: FeatureStore, memory_limit: str = "4GB", storage: bool = True
+) -> dict[str, Any]:
+    """The finished run `name` on the test split: all its distinct images against all its distinct texts.
+
+    "retrieval" as in `trainers.retrieval`, and some "examples". Without `storage` the store may hold the same features
+    in another dtype than the one that the run was trained on, so that one can be measured against the other.
+    """
+    saved = load_run(dataset.run(name), store, storage)
+    pairs = read_pairs(dataset, store, SPLIT, memory_limit)
     if not len(pairs):
         raise PairmillError(
             f"the {SPLIT} split has no pair with features", "enlarge [split], or relax the recipe's rules"
         )
-    texts, keys = sorted(set(pairs.texts)), sorted(set(pairs.keys))
-    right = truth(texts, keys, pairs.texts, pairs.keys)
+    paired, keys = pairs.texts.to_pylist(), [key.decode() for key in pairs.keys.tolist()]
+    texts = sorted(set(paired))
+    right = truth(texts, len(keys), paired, pairs.image_of)
     tokens = encode(saved.tokenizer, texts, saved.recipe.text.max_tokens)
-    scores = Scorer(saved.model, store, saved.recipe.vision.kind, best_device()).scores(tokens, keys)
+    scores = Scorer(saved.model, VisionReader(store, saved.recipe.vision), best_device()).scores(tokens, keys)
     return {"retrieval": retrieval(scores, right), "examples": examples(texts, keys, scores, right)}
 
 
-def truth(texts: list[str], keys: list[str], paired_texts: tuple[str, ...], paired_keys: tuple[str, ...]) -> np.ndarray:
+def truth(texts: Sequence[str], images: int, paired: Sequence[str], image_of: np.ndarray) -> np.ndarray:
     """(texts, images) bool: which of the distinct texts and images are paired anywhere in the split."""
     text_at = {text: position for position, text in enumerate(texts)}
-    key_at = {key: position for position, key in enumerate(keys)}
-    right = np.zeros((len(texts), len(keys)), bool)
-    for text, key in zip(paired_texts, paired_keys, strict=True):
-        right[text_at[text], key_at[key]] = True
+    right = np.zeros((len(texts), images), bool)
+    right[[text_at[text] for text in paired], image_of] = True
     return right
 
 

@@ -2,82 +2,131 @@
 
 import queue
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import chain
 from typing import TypeVar
 
 import numpy as np
 import torch
 
-from pipeline.store.features import FeatureStore, ImageFeatures
+from pipeline.model_recipe import Augmentation, Vision
+from pipeline.store.features import SCALES, FeatureStore, Padded
+from trainers.augmentation import augmented
 from trainers.batch import Batch, TextInput, VisionInput
+from trainers.embeddings import VISION_EMBEDDINGS
+from trainers.features import feature_shape
+from trainers.objectives import OBJECTIVES
 from trainers.samples import Samples
 from trainers.text import PAD
 
 Item = TypeVar("Item")
 Made = TypeVar("Made")
 
+FIELDS = {
+    "features": "features",
+    "features" + SCALES: "scales",
+    "boxes": "boxes",
+    "topk_ids": "class_ids",
+    "topk_values": "class_values",
+    "positions": "cells",
+}
+"""The store's columns, as `VisionInput` names them."""
 
-def text_input(sequences: list[tuple[int, ...]]) -> TextInput:
+
+def text_input(sequences: Sequence[Sequence[int] | np.ndarray]) -> TextInput:
     """Token sequences -> padded to the longest."""
-    tokens = torch.full((len(sequences), max(map(len, sequences))), PAD)
+    tokens = np.full((len(sequences), max(map(len, sequences))), PAD, np.int64)
     for row, sequence in enumerate(sequences):
-        tokens[row, : len(sequence)] = torch.tensor(sequence)
-    return TextInput(tokens, tokens != PAD)
+        tokens[row, : len(sequence)] = sequence
+    padded = torch.from_numpy(tokens)
+    return TextInput(padded, padded != PAD)
 
 
-def vision_input(
-    images: list[ImageFeatures], grid: tuple[int, int], sample: int = 0, random: np.random.Generator | None = None
-) -> VisionInput:
-    """Images' features -> padded to the longest. With `sample`, only that many positions of each, drawn evenly."""
-    taken = [_positions(image.n, sample, random) for image in images]
-    longest = max(map(len, taken))
-    present = torch.zeros((len(images), longest), dtype=torch.bool)
-    for row, positions in enumerate(taken):
-        present[row, : len(positions)] = True
+@dataclass(frozen=True)
+class VisionReader:
+    """Images' features as a model takes them: the columns that it needs, copied once from the file to the batch."""
 
-    def stacked(column: str, dtype: type[np.generic]) -> torch.Tensor:
-        out = np.zeros((len(images), longest, *images[0][column].shape[1:]), dtype)
-        for row, (image, positions) in enumerate(zip(images, taken, strict=True)):
-            out[row, : len(positions)] = image[column][positions]
-        return torch.from_numpy(out)
+    store: FeatureStore
+    vision: Vision
+    """The model's: its kind, and how many positions a training step sees."""
+    objectives: tuple[str, ...] = ()
+    """Whose columns are read as well."""
+    pin: bool = False
+    """Whether batches go to a GPU, which copies from page-locked memory while it computes."""
 
-    features = stacked("features", np.float16)
-    if "boxes" in images[0].arrays:
-        return VisionInput(
-            features,
-            present,
-            boxes=stacked("boxes", np.float32),
-            class_ids=stacked("topk_ids", np.int64),
-            class_values=stacked("topk_values", np.float32),
-        )
-    cells = torch.zeros((len(images), longest, 2), dtype=torch.int64)
-    for row, positions in enumerate(taken):
-        cells[row, : len(positions)] = torch.from_numpy(np.stack(np.divmod(positions, grid[1]), axis=1))
-    return VisionInput(features, present, cells=cells)
+    @cached_property
+    def columns(self) -> list[str]:
+        """The store's columns that are read: the embedding's and the objectives'."""
+        read = [VISION_EMBEDDINGS[self.vision.kind].columns, *(OBJECTIVES[name].columns for name in self.objectives)]
+        return list(dict.fromkeys(chain.from_iterable(read)))
+
+    @cached_property
+    def grid(self) -> tuple[int, int]:
+        return feature_shape(self.store, self.vision.kind).grid
+
+    def read(self, keys: Sequence[str], random: np.random.Generator | None = None) -> VisionInput:
+        """These images, padded to the longest; a key may come more than once.
+
+        With `random`, as a training step sees them: augmented, or some positions of each, where the recipe says so.
+        """
+        positions = None if random is None or not self.vision.sample else self._drawn(keys, random)
+        if random is not None and self.vision.augment:
+            padded = self._augmented(keys, positions, self.vision.augment, random)
+        else:
+            padded = self.store.gather(keys, self.columns, positions, self.pin)
+        places = np.arange(padded.n.max(initial=0))
+        fields = {FIELDS[name]: torch.from_numpy(array) for name, array in padded.arrays.items()}
+        if "cells" not in fields and self.vision.kind != "region":
+            index = places if positions is None else _stacked(positions, len(places))
+            cells = np.stack(np.divmod(index, self.grid[1]), axis=-1)
+            fields["cells"] = torch.from_numpy(np.broadcast_to(cells, (len(keys), *cells.shape[-2:])).copy())
+        return VisionInput(present=torch.from_numpy(places < padded.n[:, None]), **fields)
+
+    def _augmented(
+        self,
+        keys: Sequence[str],
+        positions: list[np.ndarray] | None,
+        how: Augmentation,
+        random: np.random.Generator,
+    ) -> Padded:
+        """As `gather`, of pictures that are whole while they are augmented."""
+        whole = self.store.gather(keys, self.columns, None, self.pin)
+        padded = whole if positions is None else self.store.gather(keys, self.columns, positions, self.pin)
+        for row, n in enumerate(whole.n):
+            seen = augmented(whole["features"][row, :n], whole["positions"][row, :n], how, random)
+            chosen = np.arange(n) if positions is None else positions[row]
+            padded["features"][row, : len(chosen)] = seen[chosen]
+        return padded
+
+    def _drawn(self, keys: Sequence[str], random: np.random.Generator) -> list[np.ndarray]:
+        """Of each image's positions `sample`, drawn evenly and in order; all where there are no more."""
+        sample = self.vision.sample
+        return [
+            np.arange(n) if n <= sample else np.sort(random.choice(n, sample, replace=False))
+            for n in self.store.gather(keys, columns=()).n.tolist()
+        ]
+
+
+def _stacked(positions: list[np.ndarray], longest: int) -> np.ndarray:
+    """Of different lengths -> (B, longest), zero where there is none."""
+    index = np.zeros((len(positions), longest), np.int64)
+    for row, drawn in enumerate(positions):
+        index[row, : len(drawn)] = drawn
+    return index
 
 
 def make_batch(
-    samples: Samples,
-    store: FeatureStore,
-    rows: list[int],
-    grid: tuple[int, int],
-    sample: int = 0,
-    random: np.random.Generator | None = None,
+    samples: Samples, reader: VisionReader, rows: np.ndarray, random: np.random.Generator | None = None
 ) -> Batch:
-    """The pairs at `rows`, as one batch on the CPU."""
+    """The pairs at `rows` (B,), as one batch on the CPU; `random` as in `VisionReader.read`."""
     return Batch(
-        uids=tuple(samples.pairs.uids[row] for row in rows),
-        text=text_input([samples.tokens[row] for row in rows]),
-        vision=vision_input([store[samples.pairs.keys[row]] for row in rows], grid, sample, random),
+        uids=tuple(uid.decode() for uid in samples.uids[rows].tolist()),
+        text=text_input([samples.sequence(row) for row in rows]),
+        vision=reader.read(samples.keys_of(rows), random),
         partners=torch.from_numpy(samples.partners(rows)),
     )
-
-
-def _positions(n: int, sample: int, random: np.random.Generator | None) -> np.ndarray:
-    """All of n positions, or `sample` of them in order."""
-    if not sample or sample >= n or random is None:
-        return np.arange(n)
-    return np.sort(random.choice(n, sample, replace=False))
 
 
 def prefetched(make: Callable[[Item], Made], items: Iterable[Item], ahead: int = 4) -> Iterator[Made]:

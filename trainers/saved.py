@@ -11,12 +11,13 @@ from pipeline.model_recipe import ModelRecipe
 from pipeline.store.atomic import file_sha256
 from pipeline.store.features import FeatureStore
 from pipeline.store.table import Table
+from trainers.features import feature_shape, features_digest
 from trainers.model import VisionLanguageModel
-from trainers.samples import feature_shape, features_digest
 
 MODEL = "model.safetensors"
 TOKENIZER = "tokenizer.json"
 METRICS = "metrics.parquet"
+SPEED = "speed.parquet"
 RECIPE = "recipe.json"
 
 
@@ -29,10 +30,13 @@ class SavedRun:
     model: VisionLanguageModel
 
 
-def load_run(table: Table, store: FeatureStore) -> SavedRun:
-    """Load a run for work on `store`. Raises PairmillError if it was trained on other features, or is not finished."""
+def load_run(table: Table, store: FeatureStore, storage: bool = True) -> SavedRun:
+    """Load a run for work on `store`. Raises PairmillError if it was trained on other features, or is not finished.
+
+    Without `storage` the same features may be stored in another dtype: float16 for int8, or the other way round.
+    """
     info = table.manifest.info
-    if info["features"] != features_digest(store):
+    if info.get("features" if storage else "features_in_any_dtype") != features_digest(store, storage):
         raise PairmillError(
             f"{table.folder} was trained on other features than those of {store.identity['model']} now in the store",
             "run `make train` again, or bring back the extractor's former settings and weights",

@@ -7,13 +7,11 @@ import numpy as np
 import torch
 
 from pipeline.errors import PairmillError
-from pipeline.store.features import FeatureStore
 from trainers.encoder import Stream, Streams
-from trainers.loader import text_input, vision_input
+from trainers.loader import VisionReader, text_input
 from trainers.model import VisionLanguageModel
 from trainers.objectives.itc import ImageTextContrast
 from trainers.objectives.itm import ImageTextMatching
-from trainers.samples import feature_shape
 from trainers.training import precision
 
 PART = 16
@@ -33,9 +31,8 @@ class Scorer:
     """A model at work on texts (token sequences) and images (keys in the store)."""
 
     model: VisionLanguageModel
-    store: FeatureStore
-    kind: str
-    """Of the features, as the model's recipe has it."""
+    reader: VisionReader
+    """Of the features that the model was trained on, or of the same stored otherwise."""
     device: torch.device
 
     @torch.inference_mode()
@@ -61,9 +58,8 @@ class Scorer:
             yield Part(positions, self.model.encoder.alone(self.model.embed(text, None))["text"])
 
     def _images(self, keys: Sequence[str]) -> Iterator[Part]:
-        grid = feature_shape(self.store, self.kind).grid
-        for positions in _by_length([self.store[key].n for key in keys]):
-            vision = vision_input([self.store[keys[position]] for position in positions], grid).to(self.device)
+        for positions in _by_length(self.reader.store.gather(keys, columns=()).n.tolist()):
+            vision = self.reader.read([keys[position] for position in positions]).to(self.device)
             yield Part(positions, self.model.encoder.alone(self.model.embed(None, vision))["vision"])
 
     def _meeting(self, text: Stream, image: Stream) -> np.ndarray:

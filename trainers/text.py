@@ -3,8 +3,10 @@
 The special tokens' numbers are fixed, so that models and objectives need not carry the tokenizer with them.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain
 
+import pyarrow as pa
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
@@ -13,22 +15,33 @@ INSIDE = "##"
 """What marks a piece that does not begin a word."""
 
 
-def train_tokenizer(texts: Iterable[str], vocabulary: int) -> Tokenizer:
+TEXTS_AT_ONCE = 10_000
+
+
+def train_tokenizer(texts: Sequence[str] | pa.LargeStringArray, vocabulary: int) -> Tokenizer:
     """Lower-cased, accent-stripped WordPiece (BERT's) of about `vocabulary` pieces, trained on distinct `texts`.
 
     The same texts give the same vocabulary, in any order and on any machine.
     """
-    distinct = sorted(set(texts))
+    # Sorted by Arrow, in order of the characters' numbers as Python does: a corpus is no list of Python's strings.
+    distinct = (texts if isinstance(texts, pa.LargeStringArray) else pa.array(texts, pa.large_string())).unique().sort()
     learner = _wordpiece({})
     # The library numbers the pieces inside words as a hash map happens to yield them, and breaks ties between merges
     # by number. Naming these pieces up front, in order, leaves nothing to chance; the tokenizer is then built anew,
     # without them as special tokens.
-    inside = sorted({INSIDE + character for text in distinct for character in learner.normalizer.normalize_str(text)})
+    normalized = (learner.normalizer.normalize_str(text) for text in chain.from_iterable(blocks(distinct)))
+    inside = sorted(INSIDE + character for character in set(chain.from_iterable(normalized)))
     trainer = trainers.WordPieceTrainer(
         vocab_size=vocabulary, special_tokens=[*SPECIAL_TOKENS, *inside], min_frequency=2, show_progress=False
     )
-    learner.train_from_iterator(distinct, trainer)
+    learner.train_from_iterator(blocks(distinct), trainer)
     return _wordpiece(learner.get_vocab())
+
+
+def blocks(texts: pa.LargeStringArray) -> Iterator[list[str]]:
+    """The texts in order, as Python's strings, some thousands at a time."""
+    for first in range(0, len(texts), TEXTS_AT_ONCE):
+        yield texts.slice(first, TEXTS_AT_ONCE).to_pylist()
 
 
 def encode(tokenizer: Tokenizer, texts: Sequence[str], max_tokens: int) -> list[tuple[int, ...]]:

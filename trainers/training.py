@@ -17,14 +17,15 @@ from pipeline.store.atomic import write_json
 from pipeline.store.features import FeatureStore
 from trainers.batch import Batch
 from trainers.checkpoint import Checkpoint
-from trainers.loader import make_batch, prefetched
+from trainers.loader import VisionReader, make_batch, prefetched
 from trainers.metrics import Metrics
 from trainers.model import VisionLanguageModel
 from trainers.objectives import Outcome
 from trainers.optimizer import learning_rate, make_optimizer, set_learning_rate
 from trainers.plan import Step, epoch_batches, steps
 from trainers.randomness import numpy_generator, seed_of, torch_generator
-from trainers.samples import Samples, feature_shape
+from trainers.samples import Samples
+from trainers.speed import Speed
 
 CHECKPOINT_SECONDS = 20.0
 FAILED_BATCH = "failed-batch.json"
@@ -47,7 +48,8 @@ class Training:
     model: VisionLanguageModel
     store: FeatureStore
     train: Samples
-    validation: Samples | None
+    validation: Samples
+    """May be empty."""
     checkpoint: Checkpoint
     device: torch.device
     label: str = "train"
@@ -55,33 +57,35 @@ class Training:
 
     def __post_init__(self) -> None:
         self.model.to(self.device)
-        self.grid = feature_shape(self.store, self.recipe.vision.kind).grid
         self.metrics = Metrics()
+        self.speed = Speed()
         scales = [row.learning_rate_scale for row in self.recipe.encoder.blocks for _ in range(row.repeat)]
         self.optimizer = make_optimizer(self.model, self.recipe.optimizer, scales)
         chosen = self.recipe.objectives.chosen
         self.weights = {name: settings.weight for name, settings in chosen.items()}
-        self.samples_per_second = 0.0
+        self.reader = VisionReader(self.store, self.recipe.vision, tuple(chosen), pin=self.device.type == "cuda")
 
     def run(self, stop: int | None = None) -> Metrics:
         """Train up to step `stop`, by default the recipe's last. Raises PairmillError where the loss is not finite."""
         recipe = self.recipe
         first = self.checkpoint.restore(self.model, self.optimizer, self.metrics)
-        saved = begun = time.monotonic()
-        seen = 0
+        saved = time.monotonic()
         validate_at = {recipe.steps * (n + 1) // recipe.validations - 1 for n in range(recipe.validations)}
         with tqdm(total=recipe.steps, initial=first, desc=self.label, unit="step", disable=None) as bar:
-            for step, batch in self._batches(first, recipe.steps if stop is None else stop):
+            batches = self._batches(first, recipe.steps if stop is None else stop)
+            asked = time.monotonic()  # from here on the loader is waited for
+            for step, batch in batches:
+                given = time.monotonic()
                 loss = self._step(step, batch)
-                if step.number in validate_at and self.validation is not None:
+                self.speed.add(step.number, len(batch), given - asked, time.monotonic() - given)
+                if step.number in validate_at and len(self.validation):
                     self.metrics.add(step.number, self.validate())
-                seen += len(batch)
-                self.samples_per_second = seen / (time.monotonic() - begun)
-                bar.set_postfix(loss=f"{loss:.3f}", samples=f"{self.samples_per_second:.0f}/s", refresh=False)
+                bar.set_postfix(loss=f"{loss:.3f}", **self.speed.shown, refresh=False)
                 bar.update()
                 if time.monotonic() - saved > self.checkpoint_seconds:
                     self.checkpoint.save(self.model, self.optimizer, self.metrics, step.number + 1)
                     saved = time.monotonic()
+                asked = time.monotonic()
         return self.metrics
 
     def _batches(self, first: int, stop: int) -> Iterator[tuple[Step, Batch]]:
@@ -89,7 +93,7 @@ class Training:
 
         def make(step: Step) -> tuple[Step, Batch]:
             random = numpy_generator(recipe.seed, "sample", step.number)
-            return step, make_batch(self.train, self.store, step.rows, self.grid, recipe.vision.sample, random)
+            return step, make_batch(self.train, self.reader, step.rows, random)
 
         return prefetched(make, steps(self.train, recipe.batch, recipe.seed, first, stop))
 
@@ -135,11 +139,10 @@ class Training:
     @torch.inference_mode()
     def validate(self) -> dict[str, float]:
         """Each objective's loss and scalars on the validation split; the same draws each time."""
-        assert self.validation is not None
         self.model.eval()
         sums: dict[str, float] = {}
         for number, rows in enumerate(epoch_batches(self.validation, self.recipe.batch, self.recipe.seed, 0)):
-            batch = make_batch(self.validation, self.store, rows, self.grid).to(self.device)
+            batch = make_batch(self.validation, self.reader, rows).to(self.device)
             for name in self.weights:
                 outcome = self._outcome(name, batch, torch_generator(self.recipe.seed, "validation", name, number))
                 for scalar, value in {"loss": outcome.loss, **outcome.scalars}.items():

@@ -26,8 +26,7 @@ def run(job: Job) -> str:
     dataset.pairs.manifest  # noqa: B018 - says that `ingest` must run first
     path = dataset.root / "report" / "index.html"
     evaluations = summary.evaluations(dataset)
-    tables = dataset.data_tables()
-    tables += [dataset.features(name) for name in dataset.extractors()] + [dataset.run(name) for name in dataset.runs()]
+    tables = dataset.data_tables() + [dataset.run(name) for name in dataset.runs()]
     key = job.key(VERSION, job.recipe, evaluations, *tables)
     if is_stamped(path, key):
         return UP_TO_DATE

@@ -7,6 +7,7 @@ import duckdb
 from pipeline.report.samples import SEED
 from pipeline.store.dataset import Dataset
 from pipeline.store.features import FeatureStore
+from pipeline.store.sql import parquet
 
 PICTURES = 8
 BOXES = 4
@@ -38,18 +39,21 @@ def collect(dataset: Dataset, connection: duckdb.DuckDBPyConnection) -> dict[str
     """Region extractor -> some of its pictures, chosen by their keys alone and not by what was found in them."""
     found = {}
     for name in dataset.extractors():
-        if dataset.features(name).manifest.info["identity"]["kind"] != "region":
+        identity = dataset.features(name).manifest.info["identity"]
+        # Imported regions may have no labels.
+        if identity["kind"] != "region" or not identity.get("classes") or "classes" not in identity["columns"]:
             continue
         store = FeatureStore(dataset.features(name))
-        query = "SELECT key FROM (SELECT unnest(?) AS key) ORDER BY md5(key || ?), key LIMIT ?"
-        rows = connection.execute(query, [store.keys, SEED, PICTURES]).fetchall()
+        files = [path for path in dataset.features(name).paths(".parquet") if not path.name.endswith(".failed.parquet")]
+        query = f"SELECT key FROM {parquet(files)} ORDER BY md5(key || ?), key LIMIT ?"
+        rows = connection.execute(query, [SEED, PICTURES]).fetchall() if files else []
         found[name] = [_region(store, key) for (key,) in rows]
     return found
 
 
 def _region(store: FeatureStore, key: str) -> Region:
     row, names = store[key], store.identity["classes"]
-    threshold = store.identity["settings"]["confidence"]
+    threshold = store.identity["settings"].get("confidence", 0.0)  # imported regions have none
     numbers = zip(row["boxes"].tolist(), row["classes"].tolist(), row["confidences"].tolist(), strict=True)
     drawn = [
         Box(100 * x1, 100 * y1, 100 * (x2 - x1), 100 * (y2 - y1), names[label], confidence, confidence >= threshold)

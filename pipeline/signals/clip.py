@@ -1,7 +1,8 @@
-"""A CLIP of open_clip's: image embeddings, kept, and the score of each pair: the cosine of its image and text."""
+"""Image embeddings of open_clip's CLIP, kept, and the score of each pair: the cosine of its image and its text.
 
-import importlib.util
-import json
+What `extract` has of the same model (`pipeline.signals.extracted`) is not computed again.
+"""
+
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
@@ -12,31 +13,25 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline.clip_model import ClipModel, LoadedClip, find_clip, load_clip
 from pipeline.errors import PairmillError
 from pipeline.job import Job
 from pipeline.recipe import Clip
+from pipeline.signals.extracted import EMBEDDING, Extracted, find_extracted, vectors_of
 from pipeline.signals.images import Measure
 from pipeline.signals.judged import JUDGED
-from pipeline.store.atomic import digest, file_sha256, replacing
+from pipeline.store.atomic import digest, replacing
 from pipeline.store.sql import parquet, write_parquet
 from pipeline.store.table import Shard, Table
-from pipeline.weights import weights_folder
 
 VERSION = 1
-EMBEDDING = "embedding"
 
 
 @dataclass(frozen=True)
 class Model:
-    """What to load. `weights` is a file, or one of open_clip's tags, which names a publication that does not change."""
+    """A CLIP, and how many pictures or texts it is given at once: the last bits hang on that."""
 
-    architecture: str
-    """open_clip's name of it, or a path to a file of its form (`*.json`)."""
-    weights: str
-    digest: str
-    """Of architecture and weights."""
-    width: int
-    """Dimensions of the joint space."""
+    clip: ClipModel
     batch_size: int
 
 
@@ -46,96 +41,12 @@ def find_model(section: Clip | None) -> Model:
         raise PairmillError(
             "these rules need embeddings, and the recipe names no CLIP", "add [filter.clip] with model and pretrained"
         )
-    configuration = _configuration(section.model)
-    places = (Path(section.pretrained), weights_folder() / section.pretrained)
-    path = next((place for place in places if place.is_file()), None)
-    return Model(
-        section.model,
-        str(path.resolve()) if path else section.pretrained,
-        digest(configuration, file_sha256(path) if path else section.pretrained),
-        int(configuration["embed_dim"]),
-        section.batch_size,
-    )
-
-
-def _configuration(architecture: str) -> dict[str, Any]:
-    """The architecture's file, read without importing open_clip: that takes seconds, and is for measuring only."""
-    path = Path(architecture)
-    if path.suffix != ".json":
-        spec = importlib.util.find_spec("open_clip")
-        assert spec is not None
-        assert spec.origin is not None
-        path = Path(spec.origin).parent / "model_configs" / f"{path.name}.json"
-        if path.stem != architecture or not path.is_file():
-            raise PairmillError(
-                f"[filter.clip] model: open_clip has no {architecture!r}",
-                "see open_clip.list_models(), or name a .json of that form",
-            )
-    try:
-        configuration = json.loads(path.read_text())
-        if not all(key in configuration for key in ("embed_dim", "vision_cfg", "text_cfg")):
-            raise ValueError("embed_dim, vision_cfg and text_cfg are wanted")
-    except (OSError, ValueError, TypeError) as error:
-        raise PairmillError(f"[filter.clip] model: {architecture}: {error}", "correct the file") from None
-    return dict(configuration)
-
-
-@dataclass(frozen=True)
-class Loaded:
-    """A CLIP at work, on the GPU if there is one."""
-
-    model: Any
-    preprocess: Any
-    tokenizer: Any
-    device: Any
-
-    def images(self, pictures: Sequence[np.ndarray]) -> np.ndarray:
-        """(n, D) float32 unit vectors of RGB uint8 pictures (h, w, 3)."""
-        import torch
-        from PIL import Image
-
-        tensor = torch.stack([self.preprocess(Image.fromarray(picture)) for picture in pictures])
-        with torch.inference_mode():
-            return _unit(self.model.encode_image(tensor.to(self.device)))
-
-    def texts(self, texts: Sequence[str]) -> np.ndarray:
-        """(n, D) float32 unit vectors; of a long text the beginning counts, as in the model's training."""
-        import torch
-
-        with torch.inference_mode():
-            return _unit(self.model.encode_text(self.tokenizer(list(texts)).to(self.device)))
-
-
-def _unit(states: Any) -> np.ndarray:
-    import torch
-
-    return torch.nn.functional.normalize(states.float(), dim=-1).cpu().numpy()
+    return Model(find_clip(section.model, section.pretrained), section.batch_size)
 
 
 @lru_cache(maxsize=1)
-def load(model: Model) -> Loaded:
-    """Load without running pickles. One thread a process: the last bits of sums hang on their number."""
-    import open_clip
-    import torch
-
-    torch.set_num_threads(1)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    name = model.architecture
-    if name.endswith(".json"):
-        open_clip.add_model_config(name)
-        name = Path(name).stem
-    try:
-        network, _, preprocess = open_clip.create_model_and_transforms(
-            name, pretrained=model.weights, device=device, weights_only=True
-        )
-        tokenizer = open_clip.get_tokenizer(name)
-    except Exception as error:  # whatever a damaged, foreign or hostile file makes of the readers
-        said = (str(error).splitlines() or [type(error).__name__])[0]
-        raise PairmillError(
-            f"cannot load {model.weights} into {model.architecture}: {said}",
-            "correct [filter.clip] pretrained: a file (also in the folder PAIRMILL_WEIGHTS), or a tag of open_clip's",
-        ) from None
-    return Loaded(network.eval(), preprocess, tokenizer, device)
+def _loaded(clip: ClipModel) -> LoadedClip:
+    return load_clip(clip)
 
 
 @dataclass(frozen=True)
@@ -151,18 +62,18 @@ class Embeddings:
 
     @property
     def schema(self) -> pa.Schema:
-        return pa.schema([(EMBEDDING, pa.list_(pa.float32(), self.model.width))])
+        return pa.schema([(EMBEDDING, pa.list_(pa.float32(), self.model.clip.width))])
 
     @property
     def identity(self) -> Any:
-        return ["embeddings", VERSION, self.model.digest, self.model.batch_size]
+        return ["embeddings", VERSION, self.model.clip.digest, self.model.batch_size]
 
     def measurer(self) -> Measure:
-        loaded = load(self.model)
+        loaded = _loaded(self.model.clip)
 
         def measure(pictures: Sequence[np.ndarray]) -> dict[str, pa.Array]:
             vectors = loaded.images(pictures)
-            return {EMBEDDING: pa.FixedSizeListArray.from_arrays(vectors.reshape(-1), self.model.width)}
+            return {EMBEDDING: pa.FixedSizeListArray.from_arrays(vectors.reshape(-1), self.model.clip.width)}
 
         return measure
 
@@ -171,16 +82,13 @@ def read_embeddings(path: Path) -> tuple[list[str], np.ndarray]:
     """The keys of a shard's readable pictures, and their (n, D) float32 vectors."""
     table = pq.read_table(path, columns=["key", EMBEDDING])
     table = table.filter(table[EMBEDDING].is_valid())
-    width = table.schema.field(EMBEDDING).type.list_size
-    values = [chunk.flatten().to_numpy(zero_copy_only=False) for chunk in table[EMBEDDING].chunks]
-    vectors = np.concatenate([np.empty(0, np.float32), *values]).reshape(-1, width)
-    return table["key"].to_pylist(), vectors
+    return table["key"].to_pylist(), vectors_of(table)
 
 
 def score_pairs(job: Job, model: Model, embeddings: Table, table: Table) -> None:
     """Bring `table` (uid, clip_score) up to date for every judged pair with a readable image; a file an image shard."""
     dataset = job.dataset
-    common = job.key(VERSION, model.digest, model.batch_size, dataset.pairs, dataset.screened)
+    common = job.key(VERSION, model.clip.digest, model.batch_size, dataset.pairs, dataset.screened)
     keys = {shard.name: digest(common, shard.files[0].sha256) for shard in embeddings.manifest.shards}
     key = digest("clip_score", keys)
     if table.is_current(key):
@@ -192,7 +100,13 @@ def score_pairs(job: Job, model: Model, embeddings: Table, table: Table) -> None
                 with replacing(staged) as path:
                     write_parquet(connection, f"SELECT key, uid, text FROM ({JUDGED}) ORDER BY key, uid", path)
         score = partial(
-            _score_shard, model=model, judged=staged, embeddings=embeddings.folder, folder=table.folder, keys=keys
+            _score_shard,
+            model=model,
+            judged=staged,
+            embeddings=embeddings.folder,
+            extracted=find_extracted(dataset, model.clip.digest),
+            folder=table.folder,
+            keys=keys,
         )
         for shard in job.engine.map(score, writing.todo, "filter: clip scores"):
             writing.add(shard)
@@ -201,35 +115,43 @@ def score_pairs(job: Job, model: Model, embeddings: Table, table: Table) -> None
 
 
 def _score_shard(
-    name: str, *, model: Model, judged: Path, embeddings: Path, folder: Path, keys: Mapping[str, str]
+    name: str,
+    *,
+    model: Model,
+    judged: Path,
+    embeddings: Path,
+    extracted: Extracted | None,
+    folder: Path,
+    keys: Mapping[str, str],
 ) -> Shard:
     import duckdb
 
     images, vectors = read_embeddings(embeddings / f"{name}.parquet")
     place = {key: row for row, key in enumerate(images)}
-    rows = pa.table(
-        {"key": pa.array([], pa.string()), "uid": pa.array([], pa.string()), "text": pa.array([], pa.string())}
-    )
+    rows: list[tuple[str, str, str]] = []
     if images:
         # The staged pairs are sorted by key: all but this shard's row groups are passed over by their statistics.
         with duckdb.connect() as connection:
             connection.execute("SET threads = 1")
-            query = f"FROM {parquet([judged])} WHERE key BETWEEN ? AND ? ORDER BY uid"
-            found: pa.Table = connection.sql(query, params=[min(images), max(images)]).to_arrow_table()
-        rows = found.filter(pa.compute.is_in(found["key"], pa.array(images)))
-    texts = sorted(set(rows["text"].to_pylist()))
-    loaded = load(model) if texts else None
-    of_text: dict[str, np.ndarray] = {}
+            query = f"SELECT key, uid, text FROM {parquet([judged])} WHERE key BETWEEN ? AND ? ORDER BY uid"
+            found = connection.execute(query, [min(images), max(images)]).fetchall()
+        rows = [row for row in found if row[0] in place]
+    of_uid = extracted.of_texts(name) if extracted else {}
+    of_text = _embedded(sorted({text for _, uid, text in rows if uid not in of_uid}), model)
+    scores = [float(vectors[place[key]] @ (of_uid[uid] if uid in of_uid else of_text[text])) for key, uid, text in rows]
+    with replacing(folder / f"{name}.parquet") as path:
+        scored = {
+            "uid": pa.array([uid for _, uid, _ in rows], pa.string()),
+            "clip_score": pa.array(scores, pa.float32()),
+        }
+        pq.write_table(pa.table(scored), path, compression="zstd")
+    return Shard.of(folder, name, keys[name], [f"{name}.parquet"], {"rows": len(scores)})
+
+
+def _embedded(texts: Sequence[str], model: Model) -> dict[str, np.ndarray]:
+    """Text -> unit vector (D,)."""
+    found: dict[str, np.ndarray] = {}
     for first in range(0, len(texts), model.batch_size):
         part = texts[first : first + model.batch_size]
-        assert loaded is not None
-        of_text.update(zip(part, loaded.texts(part), strict=True))
-    scores = [
-        float(vectors[place[key]] @ of_text[text])
-        for key, text in zip(rows["key"].to_pylist(), rows["text"].to_pylist(), strict=True)
-    ]
-    with replacing(folder / f"{name}.parquet") as path:
-        pq.write_table(
-            pa.table({"uid": rows["uid"], "clip_score": pa.array(scores, pa.float32())}), path, compression="zstd"
-        )
-    return Shard.of(folder, name, keys[name], [f"{name}.parquet"], {"rows": len(scores)})
+        found.update(zip(part, _loaded(model.clip).texts(part), strict=True))
+    return found

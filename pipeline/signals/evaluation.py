@@ -123,7 +123,7 @@ def _compare_shard(
 ) -> Shard:
     import torch
 
-    torch.set_num_threads(1)  # see pipeline.signals.clip.load
+    torch.set_num_threads(1)  # see pipeline.clip_model.load_clip
     images, vectors = read_embeddings(embeddings / f"{name}.parquet")
     own = torch.from_numpy(vectors)
     best, like = torch.full((len(images),), -2.0), np.full(len(images), None, object)

@@ -48,6 +48,10 @@ class PictureSignals(Hashable, Protocol):
         """Called once a worker process, where models are loaded."""
 
 
+AtHand = Callable[[str], pa.Table]
+"""A shard -> (key, a group's columns) of those of its pictures that need not be measured."""
+
+
 @dataclass(frozen=True)
 class Source:
     """A shard of pictures: a tar or some files, and a digest of its content."""
@@ -80,11 +84,12 @@ def measure_pictures(
     sources: Mapping[str, Source],
     label: str,
     side: int | None = None,
+    at_hand: Mapping[str, AtHand] | None = None,
 ) -> None:
     """Bring the table of each group up to date with the pictures of `sources` (shard -> source).
 
-    `side`: see `pictures_of`. What cannot be decoded has NULLs, and the manifest counts it as `unreadable`. Killed
-    anywhere, the next call measures only the shards that a group lacks.
+    `side`: see `pictures_of`. `at_hand`: group -> what is known of it already. What cannot be decoded has NULLs, and
+    the manifest counts it as `unreadable`. Killed anywhere, the next call measures only the shards that a group lacks.
     """
     with ExitStack() as stack:
         writings, todo = {}, []
@@ -95,7 +100,7 @@ def measure_pictures(
                 writings[group.name] = writing = stack.enter_context(table.writing(key, keys))
                 todo.append(_Todo(group, table.folder, {shard: keys[shard] for shard in writing.todo}))
         shards = [shard for shard in sources if any(shard in each.keys for each in todo)]
-        work = partial(_measure_shard, sources=sources, todo=tuple(todo), side=side)
+        work = partial(_measure_shard, sources=sources, todo=tuple(todo), side=side, at_hand=at_hand or {})
         for done in engine.map(work, shards, label):
             for name, shard in done.items():
                 writings[name].add(shard)
@@ -104,35 +109,55 @@ def measure_pictures(
 
 
 def _measure_shard(
-    name: str, *, sources: Mapping[str, Source], todo: Sequence[_Todo], side: int | None
+    name: str,
+    *,
+    sources: Mapping[str, Source],
+    todo: Sequence[_Todo],
+    side: int | None,
+    at_hand: Mapping[str, AtHand],
 ) -> dict[str, Shard]:
     """Measure one shard's pictures for every group that lacks them. Returns group -> what was written."""
-    missing = [each for each in todo if name in each.keys]
-    measurers = {each.group.name: _measurer(each.group) for each in missing}
-    rows: dict[str, list[pa.Table]] = {each.group.name: [] for each in missing}
+    at_work = [_AtWork(each, at_hand, name) for each in todo if name in each.keys]
+    known = set.intersection(*(set(work.known) for work in at_work))
     unreadable = 0
-    for batch in _batches(pictures_of(sources[name].pictures, side), max(each.group.batch_size for each in missing)):
-        readable = [picture for _, picture in batch if picture is not None]
-        unreadable += len(batch) - len(readable)
-        numbers = iter(range(len(batch)))
-        place = pa.array([None if picture is None else next(numbers) for _, picture in batch], pa.int32())
-        for each in missing:
-            size = each.group.batch_size
-            parts = [readable[first : first + size] for first in range(0, len(readable), size)]
-            measured = pa.concat_tables(
-                [each.group.schema.empty_table(), *(pa.table(measurers[each.group.name](part)) for part in parts)]
-            )
-            columns = {column: measured[column].take(place) for column in measured.column_names}
-            rows[each.group.name].append(pa.table({"key": [key for key, _ in batch], **columns}))
+    pictures = pictures_of(sources[name].pictures, side, known)
+    for batch in _batches(pictures, max(work.group.batch_size for work in at_work)):
+        unreadable += sum(picture is None and key not in known for key, picture in batch)
+        for work in at_work:
+            work.take(batch)
     done = {}
-    for each in missing:
-        schema = pa.schema([pa.field("key", pa.string()), *each.group.schema])
-        table = pa.concat_tables([schema.empty_table(), *rows[each.group.name]])
-        with replacing(each.folder / f"{name}.parquet") as path:
+    for work in at_work:
+        table = pa.concat_tables(work.rows)
+        with replacing(work.folder / f"{name}.parquet") as path:
             pq.write_table(table, path, compression="zstd")
         counts = {"rows": table.num_rows, "unreadable": unreadable}
-        done[each.group.name] = Shard.of(each.folder, name, each.keys[name], [f"{name}.parquet"], counts)
+        done[work.group.name] = Shard.of(work.folder, name, work.key, [f"{name}.parquet"], counts)
     return done
+
+
+class _AtWork:
+    """One group in one shard: batches of pictures in, `rows` out."""
+
+    def __init__(self, todo: _Todo, at_hand: Mapping[str, AtHand], shard: str) -> None:
+        self.group, self.folder, self.key = todo.group, todo.folder, todo.keys[shard]
+        schema = pa.schema([pa.field("key", pa.string()), *self.group.schema])
+        self.rows = [schema.empty_table()]
+        there = at_hand[self.group.name](shard) if self.group.name in at_hand else schema.empty_table()
+        self._known = there.select(self.group.schema.names).cast(self.group.schema).combine_chunks()
+        self.known = {key: row for row, key in enumerate(there["key"].to_pylist())}
+
+    def take(self, batch: Sequence[Picture]) -> None:
+        new = [picture for key, picture in batch if picture is not None and key not in self.known]
+        parts = [new[first : first + self.group.batch_size] for first in range(0, len(new), self.group.batch_size)]
+        measured = [pa.table(_measurer(self.group)(part)) for part in parts]
+        numbers = iter(range(len(self.known), len(self.known) + len(new)))
+        place = [
+            self.known[key] if key in self.known else None if picture is None else next(numbers)
+            for key, picture in batch
+        ]
+        values = pa.concat_tables([self._known, *measured]).take(pa.array(place, pa.int64()))
+        keys = pa.array([key for key, _ in batch], pa.string())
+        self.rows.append(values.add_column(0, "key", keys).cast(self.rows[0].schema))
 
 
 @lru_cache(maxsize=8)

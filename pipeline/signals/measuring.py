@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal
 from pipeline.errors import PairmillError
 from pipeline.job import Job
 from pipeline.signals import named_in
-from pipeline.signals.images import PictureSignals, Source, image_shards, measure_pictures
+from pipeline.signals.images import AtHand, PictureSignals, Source, image_shards, measure_pictures
 from pipeline.store.sql import identifier, number
 from pipeline.store.table import Table
 
@@ -111,15 +111,19 @@ class _Measuring:
                 raise PairmillError(f"{table.folder} holds the scores of other pairs", "run `make align` again")
 
     def _measure_images(self) -> None:
+        at_hand: dict[str, AtHand] = {}
         if self.wanted & _READ_HASHES:
             from pipeline.signals.phash import PerceptualHash
 
             self.pictures["phash"] = PerceptualHash()
         if self.wanted & _READ_EMBEDDINGS:
             from pipeline.signals.clip import Embeddings, find_model
+            from pipeline.signals.extracted import find_extracted
 
             self.clip = find_model(self.job.recipe.filter.clip)
             self.pictures["embeddings"] = Embeddings(self.clip)
+            if extracted := find_extracted(self.job.dataset, self.clip.clip.digest):
+                at_hand["embeddings"] = extracted.of_images
         groups = list(self.pictures.values())
         if "nsfw" in self.wanted:
             from pipeline.signals.nsfw import Nsfw
@@ -127,7 +131,7 @@ class _Measuring:
             groups.append(Nsfw())
         tables = {group: self._table(group.name) for group in groups}
         if tables:
-            measure_pictures(self.job.engine, tables, image_shards(self.job), "filter: images")
+            measure_pictures(self.job.engine, tables, image_shards(self.job), "filter: images", at_hand=at_hand)
 
     def _measure_evaluation_pictures(self) -> dict[str, str]:
         """Returns group -> what is to be said of its evaluation pictures."""

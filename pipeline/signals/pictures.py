@@ -1,7 +1,7 @@
 """Pictures out of tars and folders, decoded as the download decodes them; what cannot be decoded is a None."""
 
 import tarfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from pathlib import Path
 
 import cv2
@@ -18,14 +18,17 @@ Picture = tuple[str, np.ndarray | None]
 """A name, and RGB uint8 (h, w, 3), or None where it cannot be decoded."""
 
 
-def pictures_of(source: Path | Sequence[Path], side: int | None = None) -> Iterator[Picture]:
+def pictures_of(
+    source: Path | Sequence[Path], side: int | None = None, known: Container[str] = ()
+) -> Iterator[Picture]:
     """Each picture in a tar or a list of files, in order.
 
     A tar's pictures are named by their members without the suffix, files by their paths. `side`: shrink what is larger
-    to this longer side, in pixels. Raises PairmillError for a tar or a file that cannot be read.
+    to this longer side, in pixels. `known`: names of pictures that need not be decoded; theirs is a None as well.
+    Raises PairmillError for a tar or a file that cannot be read.
     """
-    for name, content in _members(source) if isinstance(source, Path) else _files(source):
-        picture = decoded(content)
+    for name, content in members(source) if isinstance(source, Path) else _files(source):
+        picture = None if name in known else decoded(content)
         yield name, picture if picture is None or side is None else shrunk(picture, side)
 
 
@@ -63,7 +66,8 @@ def shrunk(picture: np.ndarray, side: int) -> np.ndarray:
     return cv2.resize(picture, size, interpolation=cv2.INTER_AREA)
 
 
-def _members(tar: Path) -> Iterator[tuple[str, bytes]]:
+def members(tar: Path) -> Iterator[tuple[str, bytes]]:
+    """(name without its suffix, content) of each picture in a tar, in its order. Raises PairmillError as above."""
     try:
         with open(tar, "rb") as raw, tarfile.open(fileobj=raw, mode="r:") as file:
             for member in file:

@@ -32,8 +32,8 @@ class Dataset:
 
     def data_tables(self) -> list[Table]:
         """The finished tables that SQL's views read."""
-        tables = (self.pairs, self.quarantine, self.screened, self.images, self.filtered)
-        return [table for table in tables if table.exists]
+        tables = [self.pairs, self.quarantine, self.screened, self.images, self.filtered]
+        return [table for table in tables if table.exists] + [self.features(name) for name in self.extractors()]
 
     def signals(self, group: str, made_by: str) -> Table:
         return Table(self.root / "signals" / group, made_by)

@@ -64,12 +64,17 @@ class Shard:
         files = tuple(ShardFile(**file) for file in value["files"])
         return cls(value["name"], value["key"], files, value["counts"])
 
+    def broken(self, folder: Path) -> Path | None:
+        """A file that is missing, or has another size than when it was made; None where all are whole."""
+        for file in self.files:
+            path = folder / file.name
+            if not path.exists() or path.stat().st_size != file.bytes:
+                return path
+        return None
+
     def is_whole(self, folder: Path) -> bool:
         """Whether every file is there with its recorded size."""
-        try:
-            return all((folder / file.name).stat().st_size == file.bytes for file in self.files)
-        except FileNotFoundError:
-            return False
+        return self.broken(folder) is None
 
 
 @dataclass(frozen=True)
@@ -130,10 +135,8 @@ class Table:
     def check_whole(self) -> None:
         """Raise PairmillError where a shard's file is missing or has another size than when it was made."""
         for shard in self.manifest.shards:
-            if not shard.is_whole(self.folder):
-                raise PairmillError(
-                    f"shard {shard.name} of {self.folder} is missing or cut short", f"run `make {self.made_by}` again"
-                )
+            if path := shard.broken(self.folder):
+                raise PairmillError(f"{path} is missing or cut short", f"run `make {self.made_by}` again")
 
     def paths(self, suffix: str) -> list[Path]:
         """The table's files with this suffix, in shard order."""

@@ -1,20 +1,22 @@
 """The SQL views over a dataset's Parquet files. Nothing is copied; a view exists once its stage has run.
 
-| view       | one row for                                  | columns                                             |
-|------------|----------------------------------------------|-----------------------------------------------------|
-| pairs      | a (url, text) pair                           | uid, url, text, original, the lists' own, file, row |
-| quarantine | an input row that could not be read          | file, row, reason, content                          |
-| repeated   | a further copy of a pair in the input        | uid, file, row                                      |
-| rules      | a rule of the recipe, in the order applied   | stage, rule, threshold, setting, position           |
-| fetches    | a url that was asked for, its last time      | url, status, http_status, attempts, seconds, time   |
-| images     | a url that was asked for                     | key, url, status, width, height, sha256, bytes, ... |
-| verdicts   | a rule that a pair failed                    | uid, stage, rule, value, detail                     |
-| drops      | a pair that fell out, by the first rule      | uid, stage, rule, value, detail                     |
-| kept       | a pair that no rule dropped                  | uid, url, text, key, split                          |
-| contents   | an image file's content (copies share a row) | sha256, key (of the first copy), split              |
-| funnel     | a rule, with the pairs first dropped by it   | position, stage, rule, threshold, pairs, failing    |
+| view        | one row for                                  | columns                                             |
+|-------------|----------------------------------------------|-----------------------------------------------------|
+| pairs       | a (url, text) pair                           | uid, url, text, original, the lists' own, file, row |
+| quarantine  | an input row that could not be read          | file, row, reason, content                          |
+| repeated    | a further copy of a pair in the input        | uid, file, row                                      |
+| rules       | a rule of the recipe, in the order applied   | stage, rule, threshold, setting, position           |
+| fetches     | a url that was asked for, its last time      | url, status, http_status, attempts, seconds, time   |
+| images      | a url that was asked for                     | key, url, status, width, height, sha256, bytes, ... |
+| verdicts    | a rule that a pair failed                    | uid, stage, rule, value, detail                     |
+| drops       | a pair that fell out, by the first rule      | uid, stage, rule, value, detail                     |
+| kept        | a pair that no rule dropped                  | uid, url, text, key, split                          |
+| contents    | an image file's content (copies share a row) | sha256, key (of the first copy), split              |
+| funnel      | a rule, with the pairs first dropped by it   | position, stage, rule, threshold, pairs, failing    |
+| unextracted | an image that an extractor has no features of | extractor, key, cause, detail                      |
 """
 
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import duckdb
@@ -100,6 +102,15 @@ def create_views(connection: duckdb.DuckDBPyConnection, dataset: "Dataset", imag
         )
     else:
         view("kept", "SELECT uid, url, text FROM pairs ANTI JOIN verdicts USING (uid)")
+
+    failed = [
+        f"SELECT {literal(name)} AS extractor, key, cause, detail FROM {parquet(paths)}"
+        for name in dataset.extractors()
+        if (paths := [path for path in dataset.features(name).paths(".failed.parquet") if path.exists()])
+    ]
+    if failed:
+        with suppress(duckdb.Error):  # a damaged file is `extract`'s to make again: no stage may stop over it here
+            view("unextracted", " UNION ALL ".join(failed))
 
 
 def _split(dataset: "Dataset") -> str:

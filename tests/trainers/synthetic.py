@@ -37,11 +37,12 @@ def commit(table: Table, files: Mapping[str, pa.Table], info: dict[str, Any]) ->
 def commit_features(
     table: Table, rows: list[ImageFeatures], columns: Mapping[str, Column], identity: dict[str, Any]
 ) -> None:
-    described = {name: {"dtype": c.dtype, "shape": list(c.shape), "tensor": c.tensor} for name, c in columns.items()}
+    described = {name: column.described for name, column in columns.items()}
+    identity = {"model": "made up", "weights_sha256": "none", "settings": {}, "columns": described, **identity}
     with table.writing("key", {"only": "key"}) as writing:
-        write_features(table.folder / "only.parquet", rows, columns)
+        write_features(table.folder / "only.parquet", rows, columns, identity)
         writing.add(Shard.of(table.folder, "only", "key", ["only.parquet"], {}))
-        writing.commit({"identity": {"model": "made up", "columns": described, **identity}})
+        writing.commit({"identity": identity})
 
 
 def region_row(key: str, random: np.random.Generator, mark: np.ndarray) -> ImageFeatures:
@@ -61,6 +62,26 @@ def region_row(key: str, random: np.random.Generator, mark: np.ndarray) -> Image
     return ImageFeatures(key, n, arrays)
 
 
+def pixel_row(key: str, random: np.random.Generator, mark: np.ndarray) -> ImageFeatures:
+    """Patches whose bytes carry `mark` (WIDTH,) in noise; images differ in shape."""
+    rows, columns = (int(side) for side in random.integers(1, LONGEST + 1, 2))
+    numbers = 128 + 25 * (mark + 0.3 * random.normal(size=(rows * columns, WIDTH)))
+    arrays = {
+        "positions": np.indices((rows, columns), np.int16).reshape(2, -1).T,
+        "features": numbers.clip(0, 255).astype(np.uint8),
+    }
+    return ImageFeatures(key, rows * columns, arrays)
+
+
+def patch_row(key: str, random: np.random.Generator, mark: np.ndarray) -> ImageFeatures:
+    tokens = mark + 0.3 * random.normal(size=(PATCHES[0] * PATCHES[1], WIDTH))
+    return ImageFeatures(key, len(tokens), {"features": tokens, "pooled": mark.astype(np.float32)})
+
+
+LONGEST = 4
+"""Rows and columns that a picture of pixel patches has at most."""
+PATCHES = (2, 4)
+PIXEL_COLUMNS = {"positions": Column("int16", (2,)), "features": Column("uint8", (WIDTH,), tensor=True)}
 REGION_COLUMNS = {
     "boxes": Column("float32", (4,)),
     "classes": Column("int32"),
@@ -72,10 +93,14 @@ REGION_COLUMNS = {
 
 
 def make_dataset(root: Path, images: int = 150) -> Dataset:
-    """`images` images with one or two texts each, region and grid features; some texts are shared between images."""
+    """`images` images with one or two texts each, features of all kinds; some texts are shared between images.
+
+    "region8" and "patch8" are stored as int8.
+    """
     dataset, random = Dataset(root), np.random.default_rng(0)
     marks = {word: random.normal(size=WIDTH) for word in (*COLOURS, *THINGS)}
-    uids, urls, texts, regions, grids = [], [], [], [], []
+    uids, urls, texts, regions, grids, patches, pixels = [], [], [], [], [], [], []
+    others = np.random.default_rng(1)  # what came to this dataset later leaves the first kinds' features as they were
     for number in range(images):
         url, key = f"http://x/{number}.png", f"{number:09d}"
         colour, thing = random.choice(COLOURS), random.choice(THINGS)
@@ -87,6 +112,8 @@ def make_dataset(root: Path, images: int = 150) -> Dataset:
         regions.append(region_row(key, random, mark))
         cells = (mark + 0.3 * random.normal(size=(9, WIDTH))).astype(np.float16)
         grids.append(ImageFeatures(key, 9, {"features": cells}))
+        patches.append(patch_row(key, others, mark))
+        pixels.append(pixel_row(key, others, mark))
     strings = pa.array([], pa.string())
     verdicts = pa.table({"uid": strings, "stage": strings, "rule": strings, "value": pa.array([], pa.float64())})
     repeated = pa.table({"uid": strings, "file": strings, "row": pa.array([], pa.int64())})
@@ -108,18 +135,23 @@ def make_dataset(root: Path, images: int = 150) -> Dataset:
     split = {"train": 0.6, "validation": 0.2, "test": 0.2}
     commit(dataset.filtered, {"only.parquet": verdicts}, {"rules": {}, "split": split})
     classes = [f"class {number}" for number in range(CLASSES)]
-    commit_features(dataset.features("region"), regions, REGION_COLUMNS, {"kind": "region", "classes": classes})
-    commit_features(
-        dataset.features("grid"),
-        grids,
-        {"features": Column("float16", (WIDTH,), tensor=True)},
-        {"kind": "grid", "grid": [3, 3]},
-    )
+    tensors = {dtype: {"features": Column(dtype, (WIDTH,), tensor=True)} for dtype in ("float16", "int8")}
+    pooled = {"pooled": Column("float32", (WIDTH,), per_image=True)}
+    made: dict[str, tuple[list[ImageFeatures], dict[str, Column], dict[str, Any]]] = {
+        "region": (regions, REGION_COLUMNS, {"kind": "region", "classes": classes}),
+        "region8": (regions, REGION_COLUMNS | tensors["int8"], {"kind": "region", "classes": classes}),
+        "grid": (grids, tensors["float16"], {"kind": "grid", "grid": [3, 3]}),
+        "patch": (patches, tensors["float16"] | pooled, {"kind": "patch", "grid": PATCHES}),
+        "patch8": (patches, tensors["int8"] | pooled, {"kind": "patch", "grid": PATCHES}),
+        "pixel": (pixels, PIXEL_COLUMNS, {"kind": "pixel", "settings": {"image_size": 8 * LONGEST, "patch": 8}}),
+    }
+    for name, (rows, columns, identity) in made.items():
+        commit_features(dataset.features(name), rows, columns, identity)
     return dataset
 
 
-def model_recipe(kind: str = "region", blocks: list[dict[str, Any]] | None = None, **over: Any) -> ModelRecipe:
-    """A minute single-stream model; keyword arguments replace whole sections."""
+def model_recipe(features: str = "region", blocks: list[dict[str, Any]] | None = None, **over: Any) -> ModelRecipe:
+    """A minute single-stream model on the features called `features`; keyword arguments replace whole sections."""
     fused = [{"repeat": 2, "attention": [FUSED], "weights": "shared"}]
     encoder = {
         "hidden": 16,
@@ -131,10 +163,10 @@ def model_recipe(kind: str = "region", blocks: list[dict[str, Any]] | None = Non
         "blocks": blocks or fused,
     }
     values = {
-        "features": kind,
+        "features": features,
         "steps": 12,
         "text": {"vocabulary": 200, "max_tokens": 20},
-        "vision": {"kind": kind, "standardize": True},
+        "vision": {"kind": features.rstrip("8"), "standardize": features != "pixel"},
         "encoder": encoder,
         "objectives": {"mlm": {}, "itm": {}},
         "batch": {"size": 16},

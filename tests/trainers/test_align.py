@@ -16,6 +16,7 @@ from pipeline.recipe import Recipe
 from pipeline.store.dataset import Dataset
 from pipeline.store.features import FeatureStore
 from trainers import align, train
+from trainers.loader import VisionReader
 from trainers.saved import load_run
 from trainers.scoring import Scorer
 from trainers.text import encode
@@ -57,7 +58,7 @@ def test_what_is_scored_judged_and_up_to_date(trained: Dataset, monkeypatch: pyt
     assert align.run(job(trained, "align")) == UP_TO_DATE
     store = FeatureStore(trained.features("grid"))
     saved = load_run(trained.run("dual"), store)
-    scorer = Scorer(saved.model, store, "grid", best_device())
+    scorer = Scorer(saved.model, VisionReader(store, saved.recipe.vision), best_device())
     with trained.connect() as connection:
         query = "SELECT uid, text, key FROM pairs JOIN images USING (url)"
         rows = connection.execute(query).fetchall()

@@ -5,15 +5,29 @@ from hypothesis import strategies as st
 
 from pipeline.model_recipe import Batches
 from trainers.plan import epoch_batches, padding_share, steps
-from trainers.samples import Pairs, Samples
+from trainers.samples import Samples
 
 
 def samples(count: int, seed: int = 0) -> Samples:
     random = np.random.default_rng(seed)
-    names = tuple(map(str, range(count)))
-    tokens = [tuple(range(2, 2 + int(n))) for n in random.integers(4, 30, count)]
-    groups = [(row // 40, row // 8) for row in range(count)]
-    return Samples(Pairs(names, names, names), tokens, random.integers(10, 37, count), groups, {})
+    names, rows = np.array([str(row) for row in range(count)], np.bytes_), np.arange(count, dtype=np.int32)
+    starts = np.concatenate([[0], np.cumsum(random.integers(4, 30, count))])
+    return Samples(
+        uids=names,
+        keys=names,
+        image_of=rows,
+        image_lengths=random.integers(10, 37, count),
+        groups=rows // 8,
+        tokens=np.full(starts[-1], 7, np.uint8),
+        starts=starts,
+        text_of=rows,
+        images_of_texts=rows,
+        text_starts=np.arange(count + 1),
+    )
+
+
+def planned_rows(some: Samples, batches: Batches, seed: int, epoch: int) -> list[list[int]]:
+    return [rows.tolist() for rows in epoch_batches(some, batches, seed, epoch)]
 
 
 @given(
@@ -26,9 +40,9 @@ def samples(count: int, seed: int = 0) -> Samples:
 def test_every_pair_comes_once_an_epoch(count: int, batches: Batches, pool: int, epoch: int) -> None:
     batches = batches.model_copy(update={"pool_groups": pool})
     some = samples(count)
-    planned = epoch_batches(some, batches, 7, epoch)
+    planned = planned_rows(some, batches, 7, epoch)
     assert sorted(row for rows in planned for row in rows) == list(range(count))
-    assert planned == epoch_batches(some, batches, 7, epoch)
+    assert planned == planned_rows(some, batches, 7, epoch)
     text, image = some.text_lengths, some.image_lengths
     for rows in planned:
         if batches.size:
@@ -39,7 +53,7 @@ def test_every_pair_comes_once_an_epoch(count: int, batches: Batches, pool: int,
 
 def test_seed_and_epoch_change_the_order() -> None:
     some, batches = samples(200), Batches(size=16)
-    orders = [epoch_batches(some, batches, seed, epoch) for seed, epoch in ((1, 0), (1, 1), (2, 0))]
+    orders = [planned_rows(some, batches, seed, epoch) for seed, epoch in ((1, 0), (1, 1), (2, 0))]
     assert orders[0] != orders[1]
     assert orders[0] != orders[2]
 
@@ -51,10 +65,12 @@ def test_batches_of_a_size_are_nearly_equal() -> None:
 
 def test_steps_go_through_the_epochs_and_start_anywhere() -> None:
     some, batches = samples(100), Batches(tokens=1000)
-    whole = list(steps(some, batches, 3, 0, 40))
-    assert [step.number for step in whole] == list(range(40))
-    assert whole[-1].epoch >= 2
-    assert list(steps(some, batches, 3, 17, 29)) == whole[17:29]
+    whole = [(step.number, step.epoch, step.rows.tolist()) for step in steps(some, batches, 3, 0, 40)]
+    assert [number for number, _, _ in whole] == list(range(40))
+    assert whole[-1][1] >= 2
+    later = [(step.number, step.epoch, step.rows.tolist()) for step in steps(some, batches, 3, 17, 29)]
+    assert later == whole[17:29]
+    assert not list(steps(some, batches, 3, 5, 5))
 
 
 @pytest.mark.parametrize("batches", [Batches(size=32, pool_groups=500), Batches(tokens=2000, pool_groups=500)])

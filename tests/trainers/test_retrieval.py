@@ -48,7 +48,7 @@ def test_random_scores_reach_chance() -> None:
 
 def test_both_ways_and_shared_texts() -> None:
     texts, keys = ["a cat", "a dog"], ["0", "1", "2"]
-    right = truth(texts, keys, ("a cat", "a dog", "a cat"), ("0", "1", "2"))
+    right = truth(texts, 3, ("a cat", "a dog", "a cat"), np.array([0, 1, 2]))
     assert right.tolist() == [[True, False, True], [False, True, False]]
     scores = np.array([[0.1, 0.2, 0.9], [0.5, 0.4, 0.3]])
     values = retrieval(scores, right)

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 @OBJECTIVES.add("mrc_kl")
 class MaskedRegionClassification(Objective):
     settings: MaskedRegions
+    columns = ("boxes", "topk_ids", "topk_values")
 
     def __init__(self, settings: MaskedRegions, sizes: Sizes) -> None:
         super().__init__(settings, sizes)
@@ -44,7 +45,7 @@ class MaskedRegionClassification(Objective):
         chosen = choose_regions(
             vision.present, vision.boxes, self.settings.probability, self.settings.co_mask_iou, random
         ).to(vision.present.device)
-        ids, values = vision.class_ids[chosen], vision.class_values[chosen]
+        ids, values = vision.class_ids[chosen].long(), vision.class_values[chosen]
         hidden = replace(vision, features=vision.features.masked_fill(chosen[..., None], 0), masked=chosen)
         states = model.encode(batch.text, hidden)["vision"].states[chosen]
         return Outcome(divergence(self.head(states), ids, values))

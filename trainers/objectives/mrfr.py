@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 @OBJECTIVES.add("mrfr")
 class MaskedRegionFeatureRegression(Objective):
     settings: MaskedRegions
+    columns = ("boxes",)
 
     def __init__(self, settings: MaskedRegions, sizes: Sizes) -> None:
         super().__init__(settings, sizes)
@@ -41,7 +42,7 @@ class MaskedRegionFeatureRegression(Objective):
         chosen = choose_regions(
             vision.present, vision.boxes, self.settings.probability, self.settings.co_mask_iou, random
         ).to(vision.present.device)
-        targets = model.vision.standardized(vision.features[chosen])
+        targets = model.vision.standardized(vision.values(chosen))
         hidden = replace(vision, features=vision.features.masked_fill(chosen[..., None], 0), masked=chosen)
         states = model.encode(batch.text, hidden)["vision"].states[chosen]
         return Outcome(functional.mse_loss(self.predicted(model, states).float(), targets))

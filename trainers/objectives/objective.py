@@ -1,7 +1,7 @@
 """What an objective is: a loss over a batch of matching pairs, with the heads that only it needs."""
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -36,6 +36,9 @@ class Objective(nn.Module):
 
     All of its draws come from the generator that it is given, on the CPU, so that a step can be repeated.
     """
+
+    columns: ClassVar[tuple[str, ...]] = ()
+    """What it reads of the feature store beyond what the vision embedding does."""
 
     def __init__(self, settings: Any, sizes: Sizes) -> None:
         super().__init__()
