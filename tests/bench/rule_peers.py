@@ -5,15 +5,14 @@
 
 import argparse
 import json
-import subprocess
 import sys
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 
 import pyarrow.parquet as pq
 
 from pipeline.store.dataset import Dataset
+from tests.bench.environment import python_with
 from tests.bench.measured import Measured, alternately, measure
 from tests.bench.table import Row, write
 from tests.bench.text_rules import FOLDER, align, dataset_of, failing, screen, stage_seconds, thousands
@@ -107,20 +106,13 @@ def _agree(theirs: dict[str, int], ours: dict[str, int]) -> None:
 
 def _juicer_python() -> Path:
     """The Python of an environment of its own that has Data-Juicer, made where it is missing."""
-    python = JUICER_FOLDER / "bin" / "python"
-    ready = JUICER_FOLDER / ".ready"
-    if not ready.exists():
-        uv = Path(sys.executable).with_name("uv")
-        subprocess.run([uv, "venv", "--quiet", "--clear", "--python", sys.executable, JUICER_FOLDER], check=True)
-        # Its first call would install torch; here in the version that is on this disk already.
-        packages = [*JUICER, f"torch=={version('torch').partition('+')[0]}"]
-        subprocess.run([uv, "pip", "install", "--quiet", "--python", python, *packages], check=True)
-        # And once for whatever else it wants at its first call, so that this is not measured.
+
+    def first(python: Path) -> None:
         few = JUICER_FOLDER / "few.parquet"
         pq.write_table(pq.read_table(_files(dataset_of(1000, JUICER_RULES)[0])).select(["uid", "text"]), few)
         measure([python, JUICER_SCRIPT, JUICER_FOLDER / "kept.parquet", json.dumps(JUICER_RULES), few], JUICER_QUIET)
-        ready.touch()
-    return python
+
+    return python_with(JUICER_FOLDER, JUICER, first)
 
 
 def main() -> None:

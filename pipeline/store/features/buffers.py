@@ -8,6 +8,7 @@ import contextlib
 import mmap
 import threading
 import weakref
+from typing import Protocol
 
 import numpy as np
 
@@ -17,6 +18,36 @@ KEPT = 4
 """How many free pieces are kept at most: as many as a loader has under way."""
 
 
+class Room(Protocol):
+    """Where a batch's arrays come from."""
+
+    def empty(self, shape: tuple[int, ...], dtype: np.dtype, name: str) -> np.ndarray:
+        """An array for the column `name`, whose content is whatever was there."""
+        ...
+
+
+class Pinned:
+    """Page-locked memory. torch keeps it for the next batch, and waits for copies from it that are under way."""
+
+    def empty(self, shape: tuple[int, ...], dtype: np.dtype, name: str) -> np.ndarray:
+        import torch
+
+        return torch.empty(shape, dtype=getattr(torch, dtype.name), pin_memory=True).numpy()
+
+
+class Overwritten:
+    """The same memory for a column's every batch."""
+
+    def __init__(self) -> None:
+        self._pieces: dict[str, np.ndarray] = {}
+
+    def empty(self, shape: tuple[int, ...], dtype: np.dtype, name: str) -> np.ndarray:
+        count = int(np.prod(shape, dtype=np.int64))
+        if name not in self._pieces or len(self._pieces[name]) < count:
+            self._pieces[name] = np.empty(count + count // 4, dtype)
+        return self._pieces[name][:count].reshape(shape)
+
+
 class Buffers:
     """A pool of page-aligned memory. Threads may share it."""
 
@@ -24,8 +55,7 @@ class Buffers:
         self._free: list[mmap.mmap] = []
         self._lock = threading.Lock()
 
-    def empty(self, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-        """An array whose content is whatever was there."""
+    def empty(self, shape: tuple[int, ...], dtype: np.dtype, name: str) -> np.ndarray:
         count = int(np.prod(shape, dtype=np.int64))
         size = count * dtype.itemsize
         if size < SMALL:

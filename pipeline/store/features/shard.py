@@ -1,17 +1,18 @@
-"""Reading one shard of features by position: from the file straight into the caller's array, in one copy.
+"""One shard of features, open: where each row's bytes are in the file, and whether they are what was written.
 
 The values of an uncompressed PLAIN page in which nothing is null end its column chunk (Parquet's format, "Data Pages"
 and "Plain encoding"), so their places follow from the footer and the rows' n; see `writing`. What is read is compared
-with its checksum: a tensor's row the first time that this object reads it, other columns each time.
+with its checksum the first time that this object reads it.
 """
 
+import ctypes
 import json
+import mmap
 import os
 import struct
-from collections.abc import Mapping
-from functools import lru_cache
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -21,58 +22,63 @@ from typing_extensions import Buffer
 
 from pipeline.errors import PairmillError
 from pipeline.store.features.columns import CHECKSUM, Column, stored_columns
-from pipeline.store.features.writing import METADATA, ROWS_PER_GROUP, TAIL, footer_checksum
+from pipeline.store.features.writing import LENGTH_BYTES, METADATA, ROWS_PER_GROUP, TAIL, footer_checksum
 
 CHECKSUM_BYTES = 8
-_LENGTH = 4
-"""Bytes before each value of a binary column: its length."""
-
-
-def read_footer(path: Path, identity: str, bytes_wanted: int | None = None) -> tuple[pq.FileMetaData, dict[str, Any]]:
-    """A shard's Parquet metadata and ours. Raises PairmillError for what is no whole shard of this identity."""
-    try:
-        with open(path, "rb") as file:
-            size = file.seek(0, os.SEEK_END)
-            if bytes_wanted is not None and size != bytes_wanted:
-                raise damaged(path, f"it has {size:,} bytes, and was written with {bytes_wanted:,}")
-            file.seek(max(0, size - TAIL))
-            length, magic = struct.unpack("<I4s", file.read())
-            file.seek(max(0, size - TAIL - length))
-            content = file.read(length)
-        if magic == b"PAR1" and METADATA not in content:
-            raise damaged(path, "an earlier version, or some other program, wrote it")
-        if magic != b"PAR1" or footer_checksum(content[:-CHECKSUM_BYTES]) != content[-CHECKSUM_BYTES:]:
-            raise damaged(path, "its footer has another checksum")
-        footer = pq.read_metadata(path)
-        described = json.loads((footer.metadata or {})[METADATA])
-        found, _ = described["identity"], described["checksums"]
-    except FileNotFoundError:
-        raise damaged(path, "it is missing") from None
-    except (pa.ArrowException, OSError, ValueError, KeyError, TypeError, struct.error) as error:
-        raise damaged(path, str(error) or type(error).__name__) from None
-    if found != identity:
-        raise PairmillError(
-            f"{path} holds features of another extractor, model or setting than its folder's manifest says",
-            "remove it and run `make extract` again",
-        )
-    return footer, described["checksums"]
+_POPULATE_READ = 22
+"""MADV_POPULATE_READ, since Linux 5.14."""
+_libc = ctypes.CDLL(None)  # its calls let go of Python's lock, unlike mmap's own madvise
 
 
 def damaged(path: Path, what: str) -> PairmillError:
     return PairmillError(f"{path} is damaged: {what}", "remove it and run `make extract` again")
 
 
-class Span(NamedTuple):
-    """A row group, a row's place in it, and the row's part of the n of all its rows."""
+@dataclass(frozen=True)
+class Footer:
+    """A shard's Parquet metadata, and ours: what `FeatureWriter` adds to it."""
 
-    group: int
-    row: int
-    start: int
-    stop: int
+    parquet: pq.FileMetaData
+    identity: str
+    checksums: dict[str, list[int]]
+    key_bytes: list[int]
+
+    @classmethod
+    def read(cls, path: Path, identity: str, bytes_wanted: int | None = None) -> "Footer":
+        """Raises PairmillError for what is no whole shard of this identity."""
+        try:
+            with open(path, "rb") as file:
+                size = file.seek(0, os.SEEK_END)
+                if bytes_wanted is not None and size != bytes_wanted:
+                    raise damaged(path, f"it has {size:,} bytes, and was written with {bytes_wanted:,}")
+                file.seek(max(0, size - TAIL))
+                length, magic = struct.unpack("<I4s", file.read())
+                file.seek(max(0, size - TAIL - length))
+                content = file.read(length)
+            if magic == b"PAR1" and METADATA not in content:
+                raise damaged(path, "an earlier version, or some other program, wrote it")
+            if magic != b"PAR1" or footer_checksum(content[:-CHECKSUM_BYTES]) != content[-CHECKSUM_BYTES:]:
+                raise damaged(path, "its footer has another checksum")
+            parquet = pq.read_metadata(path)
+            footer = cls(parquet, **json.loads((parquet.metadata or {})[METADATA]))
+        except FileNotFoundError:
+            raise damaged(path, "it is missing") from None
+        except (pa.ArrowException, OSError, ValueError, KeyError, TypeError, struct.error) as error:
+            raise damaged(path, str(error) or type(error).__name__) from None
+        if footer.identity != identity:
+            raise PairmillError(
+                f"{path} holds features of another extractor, model or setting than its folder's manifest says",
+                "remove it and run `make extract` again",
+            )
+        return footer
 
 
 class FeatureShard:
-    """An open shard. `keys`: (rows,) bytes in order, `n`: (rows,) int32."""
+    """An open shard.
+
+    `keys`: (rows,) bytes, in order. `n`: (rows,) int64. `places`: (rows, columns) uint64, the addresses at which each
+    row's values of each of `columns` begin: the file is mapped into memory as long as this object lives.
+    """
 
     def __init__(
         self,
@@ -84,33 +90,29 @@ class FeatureShard:
     ) -> None:
         self.path, self._verify = path, verify
         self.columns = stored_columns(columns)
-        self._footer, self._checksums = read_footer(path, identity, bytes_wanted)
-        self._place = _columns_at(self._footer)
+        self._footer = Footer.read(path, identity, bytes_wanted)
+        parquet = self._footer.parquet
+        self._place = {parquet.schema.column(at).path.partition(".")[0]: at for at in range(parquet.num_columns)}
         self._file = os.open(path, os.O_RDONLY)
-        self._bytes_there = os.fstat(self._file).st_size
-        self.groups = self._footer.num_row_groups
-        try:
-            narrow = pq.ParquetFile(path, metadata=self._footer).read(["key", "n"], use_threads=False)
-            keys = narrow["key"].to_pylist()
-        except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-            raise damaged(path, str(error)) from None
-        self.keys = np.array([key.encode() for key in keys], np.bytes_)
-        self.n = narrow["n"].to_numpy().astype(np.int32)
-        for group in range(self.groups):
-            rows = self.rows_of(group)
-            self._check("key", group, "\n".join(keys[rows]).encode())
-            self._check("n", group, self.n[rows].astype("<i4").data)
-        # Of memoryviews single numbers are had ten times as fast as of arrays.
-        self._bounds = np.concatenate([[0], np.cumsum(self.n, dtype=np.int64)]).data
-        tensors = [name for name, column in self.columns.items() if column.tensor]
-        self._offsets = {name: self._offsets_of(name) for name in tensors}
-        self._sums: dict[str, np.ndarray] = {}
-        self._seen = {name: np.zeros(len(self.n), bool) for name in tensors}
-        self._widths = {
-            name: np.dtype(column.dtype).itemsize * int(np.prod(column.shape, dtype=np.int64))
+        self._size = os.fstat(self._file).st_size
+        self._map = mmap.mmap(self._file, 0, prot=mmap.PROT_READ)
+        self._address: int = np.frombuffer(self._map, np.uint8).ctypes.data
+        self.groups = parquet.num_row_groups
+        groups = range(self.groups)
+        self.keys = np.array([key for group in groups for key in self._keys(group)], np.bytes_)
+        self.n = np.concatenate([np.empty(0, np.int64), *(self._numbers("n", group) for group in groups)])
+        self._bounds = np.concatenate([[0], np.cumsum(self.n)])
+        self._offsets = np.empty((len(self.n), len(self.columns)), np.int64)
+        for group in groups:
+            self._place_rows(group)
+        self.places = self._offsets.astype(np.uint64) + np.uint64(self._address)
+        self._sums = {
+            name: np.concatenate([self._numbers(name + CHECKSUM, group) for group in groups])
             for name, column in self.columns.items()
+            if column.tensor and self.groups
         }
-        self._bytes = lru_cache(maxsize=16 * len(self.columns))(self._list_bytes)
+        self._seen = {name: np.full(len(self.n), not verify) for name in self._sums}
+        self._compared: set[tuple[str, int]] = set()
 
     def __len__(self) -> int:
         return len(self.n)
@@ -121,7 +123,7 @@ class FeatureShard:
 
     def rows_of(self, group: int) -> slice:
         """The rows of a row group."""
-        return slice(group * ROWS_PER_GROUP, min((group + 1) * ROWS_PER_GROUP, self._footer.num_rows))
+        return slice(group * ROWS_PER_GROUP, min((group + 1) * ROWS_PER_GROUP, self._footer.parquet.num_rows))
 
     def row(self, key: str) -> int | None:
         """Where a key stands, or None."""
@@ -129,122 +131,140 @@ class FeatureShard:
         at = int(np.searchsorted(self.keys, wanted))
         return at if at < len(self.keys) and self.keys[at] == wanted else None
 
-    def span(self, row: int) -> Span:
-        """Where a row's values stand among those of its row group."""
-        group = row // ROWS_PER_GROUP
-        first = group * ROWS_PER_GROUP
-        before = self._bounds[first]
-        return Span(group, row - first, self._bounds[row] - before, self._bounds[row + 1] - before)
+    def compare_lists(self, group: int, names: Iterable[str]) -> None:
+        """Compare a row group's columns that are no tensors with their checksums, where that was not done."""
+        for name in names:
+            if self._verify and not self.columns[name].tensor and (name, group) not in self._compared:
+                self._list_values(name, group)
+                self._compared.add((name, group))
 
-    def size(self, name: str, span: Span) -> int:
-        """Bytes of a row of a tensor."""
-        column = self.columns[name]
-        return column.size * (1 if column.per_image else span.stop - span.start)
-
-    def read_tensor(self, name: str, span: Span, target: memoryview) -> None:
-        """Fill `target` with the bytes of a row of a tensor, of which it has the size."""
-        row = span.group * ROWS_PER_GROUP + span.row
-        if os.preadv(self._file, [target], self._offsets[name][row]) != len(target):
-            raise damaged(self.path, "it ends too early")
-        if self._verify and not self._seen[name][row]:
-            if xxhash.xxh3_64_intdigest(target) != self._sum(name, row):
+    def compare_tensor(self, name: str, row: int, content: Buffer) -> None:
+        """Compare a row of a tensor with its checksum, where that was not done."""
+        if not self._seen[name][row]:
+            if xxhash.xxh3_64_intdigest(content) != int(self._sums[name][row]):
                 raise damaged(self.path, f"{name} of image {self.keys[row].decode()} has another checksum")
             self._seen[name][row] = True
 
-    def content(self, name: str, span: Span) -> memoryview:
-        """The bytes of a row, as numbers of its column's dtype."""
-        column = self.columns[name]
-        if column.tensor:
-            target = memoryview(bytearray(self.size(name, span)))
-            self.read_tensor(name, span, target)
-            return target
-        values, width = self._bytes(name, span.group), self._widths[name]
-        if column.per_image:
-            return values[span.row * width : (span.row + 1) * width]
-        return values[span.start * width : span.stop * width]
+    def compare_size(self) -> None:
+        """Look whether the file is as long as it was: what is mapped and gone would end the process."""
+        if os.fstat(self._file).st_size < self._size:
+            raise damaged(self.path, "it ends too early")
 
-    def advise(self, group: int, columns: Mapping[str, Column]) -> None:
-        """Let the kernel read a row group's columns ahead."""
-        for name in columns:
-            start, end = self._extent(name, group)
+    def bytes_of(self, group: int, names: Iterable[str]) -> int:
+        """How large a row group's columns are."""
+        return sum(end - start for start, end in (self._extent(name, group) for name in names))
+
+    def read_ahead(self, group: int, names: Iterable[str]) -> None:
+        """Have a row group's columns read and mapped, so that copying them waits for nothing. Holds no lock of
+        Python's meanwhile."""
+        extents = [self._extent(name, group) for name in names]
+        for start, end in extents:
             os.posix_fadvise(self._file, start, end - start, os.POSIX_FADV_WILLNEED)
+        for start, end in extents:
+            self._madvise(start, end, _POPULATE_READ)
+
+    def forget(self, group: int, names: Iterable[str]) -> None:
+        """Give back the pages of a row group's columns; they stay in the system's cache and not in this process."""
+        for name in names:
+            self._madvise(*self._extent(name, group), mmap.MADV_DONTNEED)
+
+    def forget_all(self) -> None:
+        self._madvise(0, self._size, mmap.MADV_DONTNEED)
+
+    def _madvise(self, start: int, end: int, advice: int) -> None:
+        """Only advice: a kernel that does not know it maps the pages when they are touched."""
+        start -= start % mmap.PAGESIZE
+        _libc.madvise(ctypes.c_void_p(self._address + start), ctypes.c_size_t(end - start), advice)
 
     def check(self) -> None:
         """Read everything. Raises PairmillError for the first damage, and for NaN or infinity."""
-        for name, column in self.columns.items():
+        for at, (name, column) in enumerate(self.columns.items()):
             if not column.tensor:
                 for group in range(self.groups):
                     self._finite(name, self._list_values(name, group), group * ROWS_PER_GROUP)
                 continue
-            self._seen[name][:] = False
             for row in range(len(self)):
-                content = self.content(name, self.span(row))
+                self._seen[name][row] = False
+                size = column.size * (1 if column.per_image else int(self.n[row]))
+                content = self._read(int(self._offsets[row, at]), size)
+                self.compare_tensor(name, row, content)
                 self._finite(name, np.frombuffer(content, column.stored), row)
 
     def _finite(self, name: str, values: np.ndarray, row: int) -> None:
         if values.dtype.kind == "f" and not np.isfinite(values).all():
             raise damaged(self.path, f"{name} holds NaN or infinity at or after image {self.keys[row].decode()}")
 
-    def _list_bytes(self, name: str, group: int) -> memoryview:
-        return self._list_values(name, group).view(np.uint8).data
+    def _keys(self, group: int) -> list[bytes]:
+        try:
+            size = int(self._footer.key_bytes[group])
+        except (IndexError, TypeError, ValueError):
+            raise damaged(self.path, "its metadata lack the sizes of the keys") from None
+        content = self._end("key", group, size)
+        keys, at = [], 0
+        for _ in range(*self.rows_of(group).indices(self._footer.parquet.num_rows)):
+            length = int.from_bytes(content[at : at + LENGTH_BYTES], "little")
+            keys.append(bytes(content[at + LENGTH_BYTES : at + LENGTH_BYTES + length]))
+            at += LENGTH_BYTES + length
+        self._compare("key", group, b"".join(keys))
+        return keys
+
+    def _numbers(self, name: str, group: int) -> np.ndarray:
+        """A row group's numbers of `n`, as int64, or of a column of checksums, as uint64: one a row."""
+        stored, dtype = ("<i4", np.int64) if name == "n" else ("<u8", np.uint64)
+        rows = self.rows_of(group)
+        content = self._end(name, group, (rows.stop - rows.start) * np.dtype(stored).itemsize)
+        self._compare(name, group, content)
+        return np.frombuffer(content, stored).astype(dtype)
 
     def _list_values(self, name: str, group: int) -> np.ndarray:
-        """A row group's numbers of a column that is no tensor, one after another, as its column's dtype."""
-        column = self.columns.get(name) or Column("uint64", per_image=True)  # a column of checksums
-        rows = self.rows_of(group)
-        count = rows.stop - rows.start if column.per_image else self._bounds[rows.stop] - self._bounds[rows.start]
-        start, end = self._extent(name, group)
-        size = count * column.size
-        content = bytearray(min(size, end - start))
-        if size > end - start or os.preadv(self._file, [content], end - size) != size:
-            raise damaged(self.path, f"its column {name} is too short")
-        self._check(name, group, content)
-        return np.frombuffer(content, column.stored).astype(column.dtype, copy=False)
+        """A row group's numbers of a column that is no tensor, one after another, compared with their checksum."""
+        column, rows = self.columns[name], self.rows_of(group)
+        count = rows.stop - rows.start if column.per_image else int(self._bounds[rows.stop] - self._bounds[rows.start])
+        content = self._end(name, group, count * column.size)
+        self._compare(name, group, content)
+        return np.frombuffer(content, column.stored)
 
-    def _check(self, name: str, group: int, content: Buffer) -> None:
+    def _place_rows(self, group: int) -> None:
+        """Fill in the offsets of a row group's rows: values of a chunk lie one after another up to its end."""
+        rows = self.rows_of(group)
+        for at, (name, column) in enumerate(self.columns.items()):
+            start, end = self._extent(name, group)
+            sizes = column.size * (np.ones(rows.stop - rows.start, np.int64) if column.per_image else self.n[rows])
+            lengths = LENGTH_BYTES if column.tensor else 0
+            offsets = end - np.cumsum((sizes + lengths)[::-1])[::-1]
+            if len(offsets) and offsets[0] < start:
+                raise damaged(self.path, f"its column {name} is too short")
+            self._offsets[rows, at] = offsets + lengths
+
+    def _compare(self, name: str, group: int, content: Buffer) -> None:
         try:
-            same = xxhash.xxh3_64_intdigest(content) == self._checksums[name][group]
+            same = xxhash.xxh3_64_intdigest(content) == self._footer.checksums[name][group]
         except (KeyError, IndexError, TypeError):
             raise damaged(self.path, f"its metadata lack the checksum of {name}") from None
         if not same:
             raise damaged(self.path, f"{name} has another checksum in the rows from {group * ROWS_PER_GROUP:,} on")
 
-    def _sum(self, name: str, row: int) -> int:
-        if name not in self._sums:
-            self._sums[name] = np.concatenate(
-                [self._list_values(name + CHECKSUM, group) for group in range(self.groups)]
-            )
-        return int(self._sums[name][row])
+    def _end(self, name: str, group: int, size: int) -> bytes:
+        """The last `size` bytes of a column chunk."""
+        start, end = self._extent(name, group)
+        if not 0 <= size <= end - start:
+            raise damaged(self.path, f"its column {name} is too short")
+        return self._read(end - size, size)
 
-    def _offsets_of(self, name: str) -> memoryview:
-        """Where each row's bytes begin in the file."""
-        column = self.columns[name]
-        sizes = (
-            np.full(len(self.n), column.size, np.int64) if column.per_image else self.n.astype(np.int64) * column.size
-        )
-        offsets = np.empty(len(self.n), np.int64)
-        for group in range(self.groups):
-            rows = self.rows_of(group)
-            start, end = self._extent(name, group)
-            ends = end - np.cumsum((sizes[rows] + _LENGTH)[::-1])[::-1]
-            offsets[rows] = ends + _LENGTH
-            if len(ends) and ends[0] < start:
-                raise damaged(self.path, f"its column {name} is too short")
-        return offsets.data
+    def _read(self, offset: int, size: int) -> bytes:
+        content = os.pread(self._file, size, offset)
+        if len(content) != size:
+            raise damaged(self.path, "it ends too early")
+        return content
 
     def _extent(self, name: str, group: int) -> tuple[int, int]:
         """Where a column chunk begins and ends."""
         if name not in self._place:
             raise damaged(self.path, f"it has no column {name}")
-        chunk = self._footer.row_group(group).column(self._place[name])
+        chunk = self._footer.parquet.row_group(group).column(self._place[name])
         if chunk.compression != "UNCOMPRESSED" or chunk.has_dictionary_page:
             raise damaged(self.path, f"its column {name} is compressed: some other program wrote it")
         start, end = chunk.data_page_offset, chunk.data_page_offset + chunk.total_compressed_size
-        if not 0 <= start <= end <= self._bytes_there:
+        if not 0 <= start <= end <= self._size:
             raise damaged(self.path, f"its column {name} lies outside of it")
         return start, end
-
-
-def _columns_at(footer: pq.FileMetaData) -> dict[str, int]:
-    """Column name -> its place in the row groups."""
-    return {footer.schema.column(at).path.partition(".")[0]: at for at in range(footer.num_columns)}

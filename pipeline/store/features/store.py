@@ -1,5 +1,6 @@
 """The read side of an extractor's table: images' features by key, in padded batches, streamed in order or shuffled."""
 
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ import numpy as np
 
 from pipeline.errors import PairmillError
 from pipeline.store.dataset import Dataset
-from pipeline.store.features.buffers import Buffers
+from pipeline.store.features.buffers import Buffers, Overwritten, Pinned, Room
 from pipeline.store.features.columns import (
     SCALES,
     Column,
@@ -21,15 +22,18 @@ from pipeline.store.features.columns import (
     identity_digest,
     stored_columns,
 )
-from pipeline.store.features.shard import FeatureShard, damaged, read_footer
+from pipeline.store.features.shard import FeatureShard, Footer, damaged
 from pipeline.store.features.writing import ROWS_PER_GROUP
 from pipeline.store.table import Table
 
 OPEN_SHARDS = 128
-POOL_GROUPS = 32
-"""Row groups that are shuffled together: some two thousand images."""
-AHEAD_GROUPS = 8
-"""Row groups that the kernel is asked for early, in order."""
+POOL_BYTES = 192 << 20
+"""Row groups that are shuffled together: that many bytes of them, while as many are being read ahead."""
+MOST_GROUPS = 256
+MAPPED = 256 << 20
+"""Bytes that are read until their pages are given back."""
+QUERY_MEMORY = "512MB"
+"""DuckDB's, while it looks up which images are kept."""
 
 
 @dataclass(frozen=True)
@@ -50,9 +54,43 @@ class Padded:
 
 
 @dataclass(frozen=True)
-class _Place:
-    shard: int
-    row: int
+class _Rows:
+    """Rows of open shards, as arrays with an entry a row: its shard (as a place in `shards`) and its place there, its
+    key, its n, and the addresses at which its values of each column begin: (rows, columns)."""
+
+    shards: tuple[FeatureShard, ...]
+    shard: np.ndarray
+    row: np.ndarray
+    keys: np.ndarray
+    n: np.ndarray
+    places: np.ndarray
+
+    @classmethod
+    def of(cls, shard: FeatureShard, rows: np.ndarray) -> "_Rows":
+        same = np.zeros(len(rows), np.int32)
+        return cls((shard,), same, rows, shard.keys[rows], shard.n[rows], shard.places[rows])
+
+    @classmethod
+    def together(cls, parts: Sequence["_Rows"]) -> "_Rows":
+        """One after another. Shards of which no row is left are let go."""
+        used = [part.shards[place] for part in parts for place in np.unique(part.shard)]
+        at = {shard: place for place, shard in enumerate(dict.fromkeys(used))}
+        moved = [np.array([at.get(shard, -1) for shard in part.shards], np.int32)[part.shard] for part in parts]
+        rest = [np.concatenate([getattr(part, name) for part in parts]) for name in ("row", "keys", "n", "places")]
+        return cls(tuple(at), np.concatenate(moved), *rest)
+
+    def __len__(self) -> int:
+        return len(self.row)
+
+    def at(self, places: np.ndarray | slice) -> "_Rows":
+        return _Rows(
+            self.shards,
+            self.shard[places],
+            self.row[places],
+            self.keys[places],
+            self.n[places],
+            self.places[places],
+        )
 
 
 class FeatureStore:
@@ -78,7 +116,7 @@ class FeatureStore:
         for path in table.paths(".parquet"):
             if path.name.endswith(".failed.parquet"):
                 continue
-            footer, _ = read_footer(path, self._digest, sizes[path.name])
+            footer = Footer.read(path, self._digest, sizes[path.name]).parquet
             if footer.num_rows:
                 self._paths.append(path)
                 self._sizes.append(sizes[path.name])
@@ -89,6 +127,8 @@ class FeatureStore:
         self._firsts = np.array([first.encode() for first in firsts], np.bytes_)
         self._shard = lru_cache(maxsize=OPEN_SHARDS)(self._open)
         self._buffers = Buffers()
+        self._open_shards: weakref.WeakSet[FeatureShard] = weakref.WeakSet()
+        self._mapped = 0
 
     @classmethod
     def open(cls, root: Path | str, extractor: str, verify: bool = True) -> "FeatureStore":
@@ -125,8 +165,8 @@ class FeatureStore:
 
     def place(self, key: str) -> tuple[int, int]:
         """(shard, row group) of an image: what a reader that wants few seeks groups its samples by."""
-        place = self._locate(key)
-        return place.shard, place.row // ROWS_PER_GROUP
+        shard, row = self._locate(key)
+        return shard, row // ROWS_PER_GROUP
 
     def __getitem__(self, key: str) -> ImageFeatures:
         """One image's features, int8 made float32 again. Raises KeyError for an image that has none."""
@@ -149,7 +189,25 @@ class FeatureStore:
         `columns`: which, by default all. `positions`: of each image only these of its n, in this order. `pin`: in
         page-locked memory, from which a GPU copies while it computes.
         """
-        return self._gather(list(keys), [self._locate(key) for key in keys], columns, positions, pin)
+        asked = self._asked(columns)
+        members: dict[int, list[tuple[int, int]]] = {}
+        for at, key in enumerate(keys):
+            shard, row = self._locate(key)
+            members.setdefault(shard, []).append((at, row))
+        parts: list[_Rows] = []
+        order = np.empty(len(keys), np.int64)
+        for shard, places in members.items():
+            order[[at for at, _ in places]] = np.arange(len(places)) + sum(map(len, parts))
+            parts.append(self._rows(shard, np.array([row for _, row in places]), asked))
+        padded = self._read(
+            _Rows.together(parts).at(order) if parts else None, asked, positions, Pinned() if pin else None
+        )
+        self._mapped += sum(array.nbytes for array in padded.arrays.values())
+        if self._mapped > MAPPED:
+            self._mapped = 0
+            for opened in list(self._open_shards):
+                opened.forget_all()
+        return padded
 
     def stream(
         self,
@@ -159,13 +217,15 @@ class FeatureStore:
         where: str | None = "true",
         keys: Iterable[str] | None = None,
         seed: int | None = None,
-        pool_groups: int = POOL_GROUPS,
+        pool_groups: int | None = None,
+        overwrite: bool = False,
     ) -> Iterator[Padded]:
         """Batches of `batch_size` images, the last perhaps smaller; each image once.
 
         `where`: SQL over the view `kept`, such as "split = 'train'": pairs that were dropped yield no image, whatever
         features there are of it; None asks nobody. `keys`: of these only. `seed`: shuffled by it, row groups first and
-        then the images of each `pool_groups` of them; without, in order of key.
+        then the images of each `pool_groups` of them, by default of some 200 MB; without, in order of key. `overwrite`:
+        each batch is written over the one before, while that is in the processor's cache; so none may be kept.
         """
         wanted = self._wanted(where, keys)
         groups = [
@@ -175,24 +235,28 @@ class FeatureStore:
         if random is not None:
             random.shuffle(groups)
         asked = self._asked(columns)
-        pool = pool_groups if random is not None else AHEAD_GROUPS
-        pools = [groups[first : first + pool] for first in range(0, len(groups), pool)]
-        waiting: list[tuple[str, _Place]] = []
+        if pool_groups is None:
+            first = groups[:1]
+            size = sum(self._shard(shard).bytes_of(group, asked) for shard, group in first)
+            pool_groups = min(max(POOL_BYTES // max(1, size), 2), MOST_GROUPS)
+        pools = [groups[first : first + pool_groups] for first in range(0, len(groups), pool_groups)]
+        room: Room = Overwritten() if overwrite else self._buffers
+        waiting: list[_Rows] = []
         with ThreadPoolExecutor(1, "readahead") as ahead:
             for number, members in enumerate(pools):
-                if number == 0:
-                    self._advise(members, asked)
-                if number + 1 < len(pools):
-                    ahead.submit(self._advise, pools[number + 1], asked)
-                rows = [row for shard, group in members for row in self._rows(shard, group, wanted)]
+                last = number + 1 == len(pools)
+                for coming in pools[number + 1 : number + 2] if number else pools[:2]:
+                    ahead.submit(self._read_ahead, coming, asked)
+                left = sum(map(len, waiting))
+                waiting += [self._rows(shard, self._chosen(shard, group, wanted), asked) for shard, group in members]
+                rows = _Rows.together(waiting)
                 if random is not None:
-                    random.shuffle(rows)
-                waiting += rows
-                whole = len(waiting) - len(waiting) % batch_size if number + 1 < len(pools) else len(waiting)
-                for first in range(0, whole, batch_size):
-                    batch = waiting[first : min(first + batch_size, whole)]
-                    yield self._gather([key for key, _ in batch], [place for _, place in batch], columns)
-                waiting = waiting[whole:]
+                    rows = rows.at(np.concatenate([np.arange(left), left + random.permutation(len(rows) - left)]))
+                whole = len(rows) if last else len(rows) - len(rows) % batch_size
+                for first_row in range(0, whole, batch_size):
+                    yield self._read(rows.at(slice(first_row, min(first_row + batch_size, whole))), asked, room=room)
+                waiting = [rows.at(slice(whole, None))]
+                ahead.submit(self._forget, members, asked)
 
     def to_webdataset(self, folder: Path | str, keys: Iterable[str] | None = None) -> int:
         """Write these images, by default all, as tars for WebDataset; returns how many (`exchange.webdataset`)."""
@@ -233,25 +297,35 @@ class FeatureStore:
         dataset = Dataset(self._table.folder.parent.parent)
         wanted = None if keys is None else np.unique(np.array([key.encode() for key in keys], np.bytes_))
         if where is not None and dataset.filtered.exists and dataset.images.exists:
-            with dataset.connect() as connection:
-                query = f"SELECT DISTINCT key FROM kept WHERE {where} ORDER BY key"
-                found = connection.execute(query).fetchnumpy()["key"]
-            kept = np.array([key.encode() for key in found], np.bytes_)
+            with dataset.connect(QUERY_MEMORY) as connection:
+                found = connection.execute(f"SELECT DISTINCT key FROM kept WHERE {where} ORDER BY key")
+                parts = [np.array(part["key"].to_pylist(), np.bytes_) for part in found.to_arrow_reader(100_000)]  # type: ignore[union-attr]
+            kept = np.concatenate([np.array([], np.bytes_), *parts])
             wanted = kept if wanted is None else np.intersect1d(wanted, kept)
         elif where not in (None, "true"):
             raise PairmillError(f"{dataset.root} has no verdicts to ask: {where}", "run `make filter` first")
         return wanted
 
-    def _rows(self, shard: int, group: int, wanted: np.ndarray | None) -> list[tuple[str, _Place]]:
+    def _chosen(self, shard: int, group: int, wanted: np.ndarray | None) -> np.ndarray:
+        """The rows of a row group that are wanted."""
         opened = self._shard(shard)
         rows = opened.rows_of(group)
-        keys = opened.keys[rows]
-        chosen = range(len(keys)) if wanted is None else np.flatnonzero(np.isin(keys, wanted)).tolist()
-        return [(keys[at].decode(), _Place(shard, rows.start + at)) for at in chosen]
+        places = np.arange(rows.start, rows.stop)
+        return places if wanted is None else places[_among(opened.keys[rows], wanted)]
 
-    def _advise(self, groups: Sequence[tuple[int, int]], columns: dict[str, Column]) -> None:
+    def _rows(self, shard: int, rows: np.ndarray, columns: dict[str, Column]) -> _Rows:
+        opened = self._shard(shard)
+        for group in np.unique(rows // ROWS_PER_GROUP).tolist():
+            opened.compare_lists(group, columns)
+        return _Rows.of(opened, rows)
+
+    def _read_ahead(self, groups: Sequence[tuple[int, int]], columns: dict[str, Column]) -> None:
         for shard, group in groups:
-            self._shard(shard).advise(group, columns)
+            self._shard(shard).read_ahead(group, columns)
+
+    def _forget(self, groups: Sequence[tuple[int, int]], columns: dict[str, Column]) -> None:
+        for shard, group in groups:
+            self._shard(shard).forget(group, columns)
 
     def _asked(self, columns: Iterable[str] | None) -> dict[str, Column]:
         """The columns to read, those of scales included."""
@@ -265,64 +339,74 @@ class FeatureStore:
                 )
         return stored_columns({name: self.columns[name] for name in names})
 
-    def _gather(
+    def _read(
         self,
-        keys: list[str],
-        places: list[_Place],
-        columns: Iterable[str] | None,
+        rows: _Rows | None,
+        columns: dict[str, Column],
         positions: Sequence[np.ndarray] | None = None,
-        pin: bool = False,
+        room: Room | None = None,
     ) -> Padded:
-        shards = [self._shard(place.shard) for place in places]
-        spans = [shard.span(place.row) for shard, place in zip(shards, places, strict=True)]
-        n = np.array([span.stop - span.start for span in spans] if positions is None else list(map(len, positions)))
-        longest = int(n.max(initial=0))
+        room = room or self._buffers
+        if rows is None:
+            return Padded(
+                (), np.empty(0, np.int64), {n: np.empty((0, *c.row_shape(0)), c.dtype) for n, c in columns.items()}
+            )
+        for shard in rows.shards:
+            shard.compare_size()
+        n = rows.n if positions is None else np.array([len(chosen) for chosen in positions], np.int64)
         arrays: dict[str, np.ndarray] = {}
-        for name, column in self._asked(columns).items():
-            shape = (len(keys), *column.row_shape(longest))
-            out = self._room(shape, np.dtype(column.dtype), pin)
-            arrays[name] = out
-            raw = out.reshape(-1).view(np.uint8)
-            stride, target = len(raw) // max(1, len(keys)), raw.data
-            for at, (shard, span) in enumerate(zip(shards, spans, strict=True)):
-                start = at * stride
-                if positions is not None and not column.per_image:
-                    taken = _taken(shard.content(name, span), positions[at], n=span.stop - span.start)
-                    end = start + len(taken)
-                    target[start:end] = taken
-                elif column.tensor:
-                    end = start + shard.size(name, span)
-                    shard.read_tensor(name, span, target[start:end])
-                else:
-                    content = shard.content(name, span)
-                    end = start + len(content)
-                    target[start:end] = content
-                raw[end : start + stride] = 0
-        return Padded(tuple(keys), n.astype(np.int64), arrays)
+        for name, column in columns.items():
+            whole = positions is None or column.per_image
+            out = (room if whole else self._buffers).empty(
+                (len(rows), *column.row_shape(int(rows.n.max(initial=0)))), column.stored, name
+            )
+            self._fill(out, rows, name, column)
+            if not whole:
+                assert positions is not None
+                part = room.empty((len(rows), *column.row_shape(int(n.max(initial=0)))), column.stored, name)
+                part[...] = 0
+                for padded, row, chosen in zip(part, out, positions, strict=True):
+                    padded[: len(chosen)] = row[chosen]
+                out = part
+            arrays[name] = out.astype(column.dtype, copy=False)
+        return Padded(tuple(key.decode() for key in rows.keys.tolist()), n, arrays)
 
-    def _room(self, shape: tuple[int, ...], dtype: np.dtype, pin: bool) -> np.ndarray:
-        if not pin:
-            return self._buffers.empty(shape, dtype)
-        import torch
+    def _fill(self, out: np.ndarray, rows: _Rows, name: str, column: Column) -> None:
+        """Read a column of these rows into (rows, longest n, *shape), and compare what was not read before."""
+        from pipeline.store.features.copying import copy_rows  # compiled code, which takes a moment to load
 
-        # torch keeps such memory for the next batch, and waits for copies from it that are under way.
-        return torch.empty(shape, dtype=getattr(torch, dtype.name), pin_memory=True).numpy()
+        at = list(rows.shards[0].columns).index(name) if rows.shards else 0
+        sizes = np.full(len(rows), column.size, np.int64) if column.per_image else rows.n * column.size
+        stride = out.nbytes // max(1, len(rows))
+        copy_rows(np.ascontiguousarray(rows.places[:, at]), sizes, out.ctypes.data, stride)
+        if column.tensor:
+            content = out.reshape(-1).view(np.uint8).data
+            for place, (shard, row, size) in enumerate(
+                zip(rows.shard.tolist(), rows.row.tolist(), sizes.tolist(), strict=True)
+            ):
+                rows.shards[shard].compare_tensor(name, row, content[place * stride : place * stride + size])
 
-    def _find(self, key: str) -> _Place | None:
+    def _find(self, key: str) -> tuple[int, int] | None:
+        """The shard of an image and its row there."""
         shard = int(np.searchsorted(self._firsts, key.encode(), side="right")) - 1
         row = None if shard < 0 else self._shard(shard).row(key)
-        return None if row is None else _Place(shard, row)
+        return None if row is None else (shard, row)
 
-    def _locate(self, key: str) -> _Place:
+    def _locate(self, key: str) -> tuple[int, int]:
         place = self._find(key)
         if place is None:
             raise KeyError(key)
         return place
 
     def _open(self, shard: int) -> FeatureShard:
-        return FeatureShard(self._paths[shard], self.columns, self._digest, self._sizes[shard], self._verify)
+        opened = FeatureShard(self._paths[shard], self.columns, self._digest, self._sizes[shard], self._verify)
+        self._open_shards.add(opened)
+        return opened
 
 
-def _taken(content: memoryview, positions: np.ndarray, n: int) -> memoryview:
-    """Of the bytes of n equal items those at these positions."""
-    return np.frombuffer(content, np.uint8).reshape(n, len(content) // max(1, n))[positions].reshape(-1).data
+def _among(keys: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    """(keys,) bool: which of them are in `wanted`, which is sorted."""
+    at = np.searchsorted(wanted, keys)
+    found: np.ndarray = at < len(wanted)
+    found[found] = wanted[at[found]] == keys[found]
+    return found

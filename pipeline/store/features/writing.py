@@ -36,6 +36,8 @@ from pipeline.store.features.columns import (
 
 ROWS_PER_GROUP = 64
 METADATA = b"pairmill"
+LENGTH_BYTES = 4
+"""Before each value of a binary column: its length."""
 TAIL = 8
 """Bytes at the end of a Parquet file: the footer's length, and its magic."""
 _WHOLE_GROUP = 1 << 30
@@ -63,6 +65,7 @@ class FeatureWriter:
         )
         self._group: list[tuple[str, int, dict[str, np.ndarray]]] = []
         self._checksums: dict[str, list[int]] = {}
+        self._key_bytes: list[int] = []
         self._last: str | None = None
         self.rows = 0
 
@@ -91,7 +94,7 @@ class FeatureWriter:
         with self._stack:  # an error of the last row group, as on a full disk, leaves no file either
             if self._group:
                 self._flush()
-            described = {"identity": self._identity, "checksums": self._checksums}
+            described = {"identity": self._identity, "checksums": self._checksums, "key_bytes": self._key_bytes}
             self._file.add_key_value_metadata({METADATA: json.dumps(described).encode()})
             self._file.close()
             _seal(self._partial)
@@ -122,7 +125,8 @@ class FeatureWriter:
         keys = [key for key, _, _ in self._group]
         n = np.array([n for _, n, _ in self._group], "<i4")
         fields: list[pa.Array] = [pa.array(keys, pa.string()), pa.array(n)]
-        self._note("key", "\n".join(keys).encode())
+        self._note("key", b"".join(key.encode() for key in keys))
+        self._key_bytes.append(sum(len(key.encode()) + LENGTH_BYTES for key in keys))
         self._note("n", n.data)
         checksums: list[pa.Array] = []
         for name, column in self._stored.items():
