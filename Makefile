@@ -31,7 +31,7 @@ $(READY): requirements.lock pyproject.toml
 	.venv/bin/uv pip install --quiet --python .venv/bin/python --no-deps --editable .
 	@touch $@
 
-demo: $(READY) ## every stage below on a real, noisy collection, to three small models and a report
+demo: $(READY) ## every stage below on a real, noisy collection, to four small models and a report
 	@$(MILL) demo --data "$(DATA)" --recipe "$(RECIPE)" --engine "$(ENGINE)" --port "$(PORT)" $(if $(WORKERS),--workers "$(WORKERS)")
 
 ingest: $(READY) ## read the URL lists; each (url, text) pair once, unreadable rows to quarantine
@@ -72,7 +72,7 @@ export-features: $(READY) ## features for other programs: EXTRACTOR=region TO=we
 export-features: export CONDITION := $(value WHERE)
 
 import-features: $(READY) ## published features into a dataset: EXTRACTOR=name FROM=lxmert-tsv|uniter-npz|hdf5|webdataset FILES="..."
-	@$(MILL) import-features --data "$(DATA)" --extractor "$(EXTRACTOR)" --from "$(FROM)" $(if $(MATCH),--match "$(MATCH)") $(FILES)
+	@$(MILL) import-features --data "$(DATA)" --extractor "$(EXTRACTOR)" --from "$(FROM)" $(if $(MATCH),--match "$(MATCH)") $(if $(CLASSES),--classes "$(CLASSES)") $(FILES)
 
 summary: $(READY) ## the dataset's numbers so far, also as summary.json
 	@$(MILL) summary --data "$(DATA)"

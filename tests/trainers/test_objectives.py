@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from synthetic import CLASSES, OWN, WIDTH, model_recipe, random_batch
 from torch import Tensor
 
+from pipeline.errors import PairmillError
 from trainers.batch import Batch, TextInput, VisionInput
 from trainers.embeddings import FeatureShape
 from trainers.encoder import Streams
@@ -127,6 +128,12 @@ def test_mrfr_regresses_to_the_features_before_masking(monkeypatch: pytest.Monke
             terms.append(((predicted + objective.bias[dimension]).item() - wanted) ** 2)
     assert loss.item() == pytest.approx(sum(terms) / len(terms), rel=1e-3)
     assert loss.item() > 0.05
+
+
+def test_classes_cannot_be_predicted_where_nobody_knows_them() -> None:
+    recipe = model_recipe(objectives={"mrc_kl": {}})
+    with pytest.raises(PairmillError, match="do not say which there are"):
+        VisionLanguageModel(recipe, VOCABULARY, FeatureShape(WIDTH, 0))
 
 
 def test_kl_against_a_slow_sum() -> None:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from pipeline.errors import PairmillError
 from pipeline.model_recipe import MaskedRegions
 from trainers.batch import Batch
 from trainers.embeddings import EPSILON
@@ -30,6 +31,11 @@ class MaskedRegionClassification(Objective):
 
     def __init__(self, settings: MaskedRegions, sizes: Sizes) -> None:
         super().__init__(settings, sizes)
+        if not sizes.features.classes:
+            raise PairmillError(
+                "mrc_kl predicts the detector's classes, and these features do not say which there are",
+                "import them with CLASSES=names.txt, or leave mrc_kl out",
+            )
         self.head = nn.Sequential(
             nn.Linear(sizes.hidden, sizes.hidden),
             nn.GELU(),
