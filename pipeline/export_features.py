@@ -52,6 +52,11 @@ def export_features(dataset: Dataset, engine: Engine, extractor: str, to: str, o
             staged=staged.absolute(),
         )
         written = sum(engine.map(work, sorted(counts), f"export to {to}", counts))
+    except BaseException:
+        # The folder was empty; so it is again, and the next call may write there.
+        for path in out.iterdir():
+            path.unlink()
+        raise
     finally:
         shutil.rmtree(staging, ignore_errors=True)
     lacking = sum(counts.values()) - written
@@ -66,7 +71,7 @@ def _stage(dataset: Dataset, staged: Path, listed: Path, where: str) -> Mapping[
     with dataset.connect() as connection:
         try:
             connection.execute(f"CREATE TEMP TABLE wanted AS SELECT DISTINCT key, url FROM kept WHERE ({where}\n)")
-        except (duckdb.BinderException, duckdb.ParserException, duckdb.ConversionException) as error:
+        except duckdb.Error as error:
             raise PairmillError(f"--where: {str(error).splitlines()[0]}", "it is SQL over the view `kept`") from None
         with replacing(staged) as path:
             query = (

@@ -18,7 +18,7 @@ from typing import Any
 import duckdb
 
 from pipeline.errors import PairmillError
-from pipeline.extractors.plans import FAILED_SUFFIX, Images, Plan, Task
+from pipeline.extractors.plans import FAILED_SUFFIX, IMPORTED_MARK, Images, Plan, Task
 from pipeline.job import UP_TO_DATE, Job
 from pipeline.recipe import Patch, Region
 from pipeline.store.atomic import digest, replacing
@@ -69,9 +69,26 @@ def run(job: Job) -> str:
     with _wanted(job) as wanted:
         parts = {name: _part(job, name, tars, wanted) for name in job.selected(list(job.recipe.extract))}
         missing = {name: part for name, part in parts.items() if not part.is_current}
+        for part in missing.values():
+            _refuse_loss(part)
         said = _extract(job, missing, tars, wanted) if missing else []
     said += _embed_texts(job, parts)
     return "; ".join(said) or UP_TO_DATE
+
+
+def _refuse_loss(part: Part) -> None:
+    """Features that are there are given up only for others that can be made, and that were meant."""
+    table, folder = part.table, part.table.folder
+    if (folder / IMPORTED_MARK).exists():
+        raise PairmillError(f"{folder} holds imported features", f"give [extract.{folder.name}] another name")
+    if not table.exists or part.known_identity() is not None:
+        return
+    if table.manifest.info["identity"]["trained"] and part.plan.weights.sha256 == UNTRAINED:
+        raise PairmillError(
+            f"{folder} holds features of trained weights, and none are at hand now",
+            f"bring them back (see PAIRMILL_WEIGHTS), or remove {folder}",
+        )
+    _built_identity(part.plan)  # what cannot be loaded says so before anything goes
 
 
 @contextmanager

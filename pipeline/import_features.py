@@ -26,7 +26,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from pipeline.engine import Engine
 from pipeline.errors import PairmillError
-from pipeline.extractors.plans import FAILED, FAILED_SUFFIX
+from pipeline.extractors.plans import FAILED, FAILED_SUFFIX, IMPORTED, IMPORTED_MARK
 from pipeline.job import UP_TO_DATE
 from pipeline.recipe import Name
 from pipeline.store.atomic import digest, replacing
@@ -34,13 +34,12 @@ from pipeline.store.dataset import Dataset
 from pipeline.store.features import Column, FeatureWriter, ImageFeatures, NotFiniteError
 from pipeline.store.features.exchange import webdataset
 from pipeline.store.features.exchange.matching import digest_of, match_places
-from pipeline.store.features.exchange.published import Place, UnreadableError, where
+from pipeline.store.features.exchange.published import Place, UnreadableError, read_image, where
 from pipeline.store.features.exchange.sources import Indexed, OpenFiles, Sources, index_chunk, list_files
 from pipeline.store.features.exchange.uniter_npz import TOP_K
 from pipeline.store.table import Manifest, Shard
 
 VERSION = 1
-IMPORTED = "imported"
 
 
 @dataclass(frozen=True)
@@ -67,8 +66,11 @@ def import_features(dataset: Dataset, engine: Engine, name: str, asked: Asked) -
     """
     dataset.images.manifest  # noqa: B018 - says that `download` must run first
     table = dataset.features(_checked(name))
-    if table.exists and not table.manifest.info.get(IMPORTED):
+    begun = not table.exists and table.is_begun and not (table.folder / IMPORTED_MARK).exists()
+    if begun or (table.exists and not table.manifest.info.get(IMPORTED)):
         raise PairmillError(f"{table.folder} holds features that `make extract` made", "import under another name")
+    if asked.format == "webdataset" and (asked.dtype != "float16" or asked.classes):
+        raise PairmillError("a store's tars say themselves what they hold", "leave --dtype and --classes out")
     means = digest_of(asked.match)  # what is wrong with it is said before hours of reading
     classes = None if asked.classes is None else _class_names(asked.classes)
     staging = dataset.root / ".staging" / f"import-{name}"
@@ -85,7 +87,8 @@ def import_features(dataset: Dataset, engine: Engine, name: str, asked: Asked) -
         for chunk, indexed in engine.map(partial(_named, function=index), chunks, f"import {name}: index"):
             found[chunk] = indexed
         identity = _identity(asked, paths, list(found.values()), classes)
-        key = digest(VERSION, identity, means, dataset.images.manifest.digest)
+        sums = [found[chunk].sha256 for chunk in chunks]
+        key = digest(VERSION, identity, means, asked.top_k, sums, dataset.images.manifest.digest)
         if table.is_current(key):
             return UP_TO_DATE
         matched = match_places(dataset, asked.match, sorted(places.glob("*.parquet")), staging / "matched.parquet")
@@ -95,7 +98,9 @@ def import_features(dataset: Dataset, engine: Engine, name: str, asked: Asked) -
                 "say by --match which url each id means: a CSV with the columns id and url",
             )
         shard_keys = {shard.name: digest(key, shard.name) for shard in dataset.images.manifest.shards}
-        with table.writing(key, shard_keys) as writing:
+        table.folder.mkdir(parents=True, exist_ok=True)
+        with table.writing(key, shard_keys, keep=(IMPORTED_MARK,)) as writing:
+            (table.folder / IMPORTED_MARK).touch()
             write = partial(
                 _write_shard,
                 sources=sources,
@@ -208,7 +213,7 @@ def _write_shard(
         for row in rows:
             place = Place(*(row[name] for name in ("id", "number", "unit", "start", "length")))
             try:
-                image = files[row["file"]].read(place, top_k)
+                image = read_image(files[row["file"]], place, top_k)
                 if image.arrays.keys() != columns.keys():
                     raise UnreadableError(f"it has {', '.join(image.arrays)}, and others {', '.join(columns)}")
                 _check_classes(image, identity)

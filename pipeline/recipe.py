@@ -217,7 +217,7 @@ class Grid(Backbone, Extraction):
     """The last feature map of a CNN, pooled to `cells` x `cells`."""
 
     kind: Literal["grid"]
-    cells: Annotated[int, Field(ge=1)] = 7
+    cells: Annotated[int, Field(ge=1, le=64)] = 7
 
 
 class Region(Extraction):

@@ -12,7 +12,6 @@ from tqdm import tqdm
 
 from pipeline.errors import PairmillError
 from pipeline.job import Job
-from pipeline.store.atomic import digest
 from pipeline.store.checking import DamagedError, check_file, is_features
 from pipeline.store.features import FeatureStore
 from pipeline.store.table import JOURNAL, MANIFEST, Manifest, Table
@@ -48,7 +47,6 @@ def run(job: Job) -> str:
         except PairmillError as error:
             faults.append(_fault(folder / MANIFEST, str(error).splitlines()[0], "the stage that makes the table"))
             continue
-        faults += _manifest_faults(folder, manifest)
         manifests[folder] = manifest
         tasks += [f"{folder.relative_to(job.dataset.root)}/{shard.name}" for shard in manifest.shards]
         files += sum(len(shard.files) for shard in manifest.shards)
@@ -90,12 +88,6 @@ def _fault(path: Path, what: str, made_by: str) -> Fault:
 def _made_by(manifest: Manifest) -> str:
     """What makes a table, as a user calls it."""
     return "`pairmill import-features`" if "imported" in manifest.info else f"`make {manifest.stage}`"
-
-
-def _manifest_faults(folder: Path, manifest: Manifest) -> Iterator[Fault]:
-    content = digest([asdict(shard) | {"key": None} for shard in manifest.shards], manifest.info)
-    if content != manifest.digest:
-        yield _fault(folder / MANIFEST, "it is not as it was written (its digest differs)", _made_by(manifest))
 
 
 def _order_faults(folder: Path, manifest: Manifest) -> Iterator[Fault]:

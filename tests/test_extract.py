@@ -36,6 +36,7 @@ from pipeline.recipe import Recipe
 from pipeline.signals.pictures import decoded
 from pipeline.store.dataset import Dataset
 from pipeline.store.features import Column, FeatureStore, ImageFeatures, write_features
+from pipeline.store.table import Shard, content_digest
 from pipeline.weights import find
 
 PIXEL = {"kind": "pixel", "image_size": 64, "patch": 32}
@@ -113,6 +114,7 @@ def retarred(dataset: Dataset, shard: str, lacks: str) -> None:
     manifest = json.loads((dataset.images.folder / "manifest.json").read_text())
     for file in (file for shard in manifest["shards"] for file in shard["files"] if file["name"] == path.name):
         file |= {"bytes": path.stat().st_size, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
+    manifest["digest"] = content_digest([Shard.from_json(shard) for shard in manifest["shards"]], manifest["info"])
     (dataset.images.folder / "manifest.json").write_text(json.dumps(manifest))
 
 
@@ -381,8 +383,23 @@ def test_a_tar_without_its_parquet_or_the_other_way_round_is_named(tmp_path: Pat
     dataset = dataset_of(tmp_path, shards_of(2, 2))
     path = dataset.images.folder / f"00001{suffix}"
     path.write_bytes(path.read_bytes()[:50]) if cut else path.unlink()
-    with pytest.raises(PairmillError, match=r"shard 00001 of .*images.*\n.*make download"):
+    with pytest.raises(PairmillError, match=rf"images/00001{suffix} is missing or cut short\n.*make download"):
         run(dataset, BOTH)
+
+
+def test_finished_features_are_not_given_up_for_what_cannot_be_made(tmp_path: Path) -> None:
+    dataset = dataset_of(tmp_path, shards_of(2, 2))
+    run(dataset, BOTH)
+    before = {path: path.read_bytes() for path in sorted(dataset.root.glob("features/*/*"))}
+    name = next(name for name, section in BOTH.items() if section["kind"] == "grid")
+    with pytest.raises(PairmillError, match="timm has no model 'nothing_like_it'"):
+        run(dataset, {name: {**BOTH[name], "model": "nothing_like_it"}})
+    with pytest.raises(PairmillError, match=f"{name} holds features of trained weights, and none are at hand"):
+        run(dataset, {name: {"kind": "patch", "library": "timm", "model": "vit_tiny_patch16_224", "image_size": 32}})
+    (dataset.features(name).folder / ".imported").touch()
+    with pytest.raises(PairmillError, match=f"{name} holds imported features"):
+        run(dataset, {name: {**BOTH[name], "cells": 3}})
+    assert before == {path: path.read_bytes() for path in before}
 
 
 @pytest.mark.parametrize("file", ["000010000.parquet", "00001.parquet", "00001.failed.parquet"])

@@ -23,7 +23,7 @@ from pipeline.errors import PairmillError
 from pipeline.job import Job
 from pipeline.recipe import Recipe
 from pipeline.store.dataset import Dataset
-from pipeline.store.table import JOURNAL, MANIFEST, Shard, Table
+from pipeline.store.table import JOURNAL, MANIFEST, Shard, Table, content_digest
 
 sys.path.append(str(Path(__file__).parent / "store" / "exchange"))
 import stores
@@ -249,14 +249,16 @@ def test_parquet_that_cannot_be_read_is_found(data: Path) -> None:
 def test_a_damaged_manifest_is_named(data: Path) -> None:
     path = data / "features" / "region" / MANIFEST
     path.write_text(path.read_text().replace('"trained": true', '"trained": false'))
-    assert f"{path}: it is not as it was written (its digest differs)" in faults(data)
+    assert f"{path} is not a manifest (its digest is not that of what it says)" in faults(data)
     path.write_text("{")
     assert f"{path}: {path} is not a manifest" in faults(data)
 
 
 def test_a_manifest_that_names_a_file_elsewhere_is_refused(data: Path) -> None:
     path = data / "signals" / "phash" / MANIFEST
-    path.write_text(path.read_text().replace('"0.parquet"', '"../../../secret"'))
+    value = json.loads(path.read_text().replace('"0.parquet"', '"../../../secret"'))
+    value["digest"] = content_digest([Shard.from_json(shard) for shard in value["shards"]], value["info"])
+    path.write_text(json.dumps(value))
     assert "its manifest names a file outside of its folder" in faults(data)
 
 

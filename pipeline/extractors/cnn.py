@@ -75,8 +75,9 @@ def _timm(section: Backbone, weights: Weights) -> _Network:
     assert weights.path is not None
     try:
         model: Any = timm.create_model(timm_name(section), pretrained=False)
-    except RuntimeError as error:
-        raise PairmillError(f"timm has no model {section.model!r}: {error}", "see timm.list_models()") from None
+    except Exception as error:  # some names make timm look on a hub, or on this disk
+        said = (str(error).splitlines() or [type(error).__name__])[0]
+        raise PairmillError(f"timm has no model {section.model!r}: {said}", "see timm.list_models()") from None
     load_in_order(model, weights.path)
     # Its transformers with windows give (B, h, w, channels).
     last = getattr(model, "output_fmt", "NCHW") == "NHWC"

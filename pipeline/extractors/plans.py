@@ -13,6 +13,10 @@ from pipeline.store.table import ShardFile
 from pipeline.weights import Weights
 
 FAILED_SUFFIX = ".failed.parquet"
+IMPORTED = "imported"
+"""In the manifest's info of features that came from other programs."""
+IMPORTED_MARK = ".imported"
+"""A file in such a table's folder, from its beginning on."""
 FAILED = pa.schema([("key", pa.string()), ("cause", pa.string()), ("detail", pa.string())])
 """A row for each image that has no features."""
 

@@ -93,7 +93,10 @@ class Manifest:
         try:
             value = json.loads(path.read_text())
             shards = tuple(Shard.from_json(shard) for shard in value.pop("shards"))
-            return cls(shards=shards, **value)
+            manifest = cls(shards=shards, **value)
+            if manifest.digest != content_digest(shards, manifest.info):
+                raise ValueError("its digest is not that of what it says")
+            return manifest
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise PairmillError(
                 f"{path} is not a manifest ({error})", "remove the file; the stage will be made again"
@@ -107,6 +110,11 @@ class Manifest:
         return {name: self.count(name) for name in names}
 
 
+def content_digest(shards: Iterable[Shard], info: dict[str, Any]) -> str:
+    """Of what a table holds, whatever it was made from."""
+    return digest([asdict(shard) | {"key": None} for shard in shards], info)
+
+
 class Table:
     """A folder of shards, read through its manifest and written through `writing`."""
 
@@ -117,6 +125,11 @@ class Table:
     @property
     def exists(self) -> bool:
         return (self.folder / MANIFEST).exists()
+
+    @property
+    def is_begun(self) -> bool:
+        """Whether the table is being made, or was when its maker was cut off."""
+        return (self.folder / JOURNAL).exists()
 
     @property
     def manifest(self) -> Manifest:
@@ -148,10 +161,13 @@ class Table:
         ]
 
     @contextmanager
-    def writing(self, key: str, shard_keys: dict[str, str]) -> Iterator["Writing"]:
-        """Open the table for (re)making under `key`, out of the shards named in `shard_keys`."""
+    def writing(self, key: str, shard_keys: dict[str, str], keep: Iterable[str] = ()) -> Iterator["Writing"]:
+        """Open the table for (re)making under `key`, out of the shards named in `shard_keys`.
+
+        What else lies in the folder goes, but for files named in `keep`.
+        """
         self.folder.mkdir(parents=True, exist_ok=True)
-        writing = Writing(self, key, shard_keys)
+        writing = Writing(self, key, shard_keys, keep)
         try:
             yield writing
         finally:
@@ -161,8 +177,9 @@ class Table:
 class Writing:
     """A table under way: which shards are done, which are still to do."""
 
-    def __init__(self, table: Table, key: str, shard_keys: dict[str, str]) -> None:
+    def __init__(self, table: Table, key: str, shard_keys: dict[str, str], keep: Iterable[str] = ()) -> None:
         self.table, self.key, self.shard_keys = table, key, shard_keys
+        self._keep = frozenset((JOURNAL, *keep))
         self._journal_path = table.folder / JOURNAL
         self._done, self._seconds_before = self._recover()
         self._started = time.monotonic()
@@ -196,7 +213,7 @@ class Writing:
 
     def _sweep(self) -> None:
         """Remove what no shard that stays accounts for: stale shards and half-written files."""
-        keep = {file.name for shard in self._done.values() for file in shard.files} | {JOURNAL}
+        keep = {file.name for shard in self._done.values() for file in shard.files} | self._keep
         for path in self.table.folder.iterdir():
             if path.is_file() and path.name not in keep:
                 path.unlink()
@@ -234,7 +251,7 @@ class Writing:
         if self.todo:
             raise PairmillError(f"{self.table.folder}: {len(self.todo)} shards are missing ({self.todo[0]} ...)")
         # Of what the shards hold, not of what they were made from: equal tables are equal to whoever reads them.
-        content = digest([asdict(shard) | {"key": None} for shard in self.shards], info or {})
+        content = content_digest(self.shards, info or {})
         manifest = Manifest(self.table.made_by, self.key, content, self.shards, info or {}, round(self._elapsed(), 3))
         if check:
             check(manifest)

@@ -127,6 +127,8 @@ def _split(dataset: "Dataset") -> str:
 def _rule_rows(stage: str, rules: dict[str, dict[str, Any]], first: int) -> list[str]:
     rows = []
     for position, (rule, described) in enumerate(rules.items()):
+        if not isinstance(described, dict):  # as earlier versions wrote it
+            described = {"threshold": described}
         threshold = described.get("threshold")
         number = "NULL" if threshold is None else repr(float(threshold))
         rows.append(f"('{stage}', '{rule}', {number}, {literal(described.get('setting', ''))}, {first + position})")

@@ -252,6 +252,50 @@ def test_a_store_goes_out_as_webdataset_and_comes_back(region: FeatureStore, tmp
         region.export("coco", tmp_path / "out")
 
 
+def test_a_store_from_webdataset_harms_no_folder(region: FeatureStore, tmp_path: Path) -> None:
+    region.to_webdataset(tmp_path / "tars")
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own" / "thesis.txt").write_text("mine")
+    for into in ("own", "tars"):
+        with pytest.raises(PairmillError, match=r"not empty|new folder"):
+            FeatureStore.from_webdataset(tmp_path / "tars", tmp_path / into)
+    assert (tmp_path / "own" / "thesis.txt").exists()
+    assert list((tmp_path / "tars").glob("*.tar"))
+
+
+@pytest.mark.parametrize("key", ["", "..", "a/b", "/etc/x", "a\\b", "a\nb", "a\0b", "x" * 300])
+def test_a_key_that_is_no_file_name_is_refused(tmp_path: Path, key: str) -> None:
+    with pytest.raises(ValueError, match="is no key"):
+        write_features(tmp_path / "0.parquet", [row(key=key)], {"features": Column("float16", (3,))}, {})
+
+
+def test_a_shard_copied_over_its_neighbour_is_noticed(tmp_path: Path) -> None:
+    one = rows_of(REGION, [[3] * 5], 0)[0]
+    with pytest.raises(PairmillError, match="do not follow one another"):
+        store(tmp_path / "features" / "region", [one, one], REGION)
+
+
+def test_a_manifest_with_a_wrong_letter_is_refused(region: FeatureStore, tmp_path: Path) -> None:
+    path = tmp_path / "features" / "region" / "manifest.json"
+    right = path.read_bytes()
+    draw = np.random.default_rng(0)
+    for place in draw.integers(0, len(right), 200).tolist():
+        path.write_bytes(right[:place] + bytes([right[place] ^ (1 << int(draw.integers(7)))]) + right[place + 1 :])
+        try:
+            found = len(FeatureStore.open(tmp_path, "region"))
+        except PairmillError:
+            continue
+        assert found == len(region)  # what was hit says nothing of the content: a space, the key, the seconds
+
+
+def test_arguments_that_mean_nothing_are_refused(region: FeatureStore) -> None:
+    for arguments in ({"batch_size": 0}, {"batch_size": 8, "keys": "000000000"}, {"batch_size": 8, "pool_groups": 0}):
+        with pytest.raises(PairmillError):
+            next(region.stream(**arguments))  # type: ignore[arg-type]
+    once = (name for name in ["boxes"])
+    assert all(list(batch.arrays) == ["boxes"] for batch in region.stream(8, columns=once))
+
+
 def test_what_is_not_there_says_what_to_do(region: FeatureStore, tmp_path: Path) -> None:
     assert "999999999" not in region
     with pytest.raises(KeyError):

@@ -87,6 +87,11 @@ class ImageFeatures:
         return self.arrays[column]
 
 
+def is_key(key: str) -> bool:
+    """Whether an image may have this key: it becomes a file's name wherever features go out."""
+    return bool(key) and len(key) < 200 and key.isprintable() and not {"/", "\\"} & set(key) and key.strip(". ") != ""
+
+
 class NotFiniteError(ValueError):
     """A row holds NaN or infinity, or numbers beyond what its dtype can hold."""
 

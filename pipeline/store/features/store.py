@@ -3,12 +3,14 @@
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import duckdb
 import numpy as np
 
 from pipeline.errors import PairmillError
@@ -104,8 +106,11 @@ class FeatureStore:
 
     def __init__(self, table: Table, verify: bool = True) -> None:
         manifest = table.manifest
-        self.identity: dict[str, Any] = manifest.info["identity"]
-        self.columns = {name: Column.of(described) for name, described in self.identity["columns"].items()}
+        try:
+            self.identity: dict[str, Any] = manifest.info["identity"]
+            self.columns = {name: Column.of(described) for name, described in self.identity["columns"].items()}
+        except (KeyError, TypeError, ValueError, AttributeError):
+            raise PairmillError(f"{table.folder} holds no features", "run `make extract`") from None
         self._table, self._verify = table, verify
         self._digest = identity_digest(self.identity)
         sizes = {file.name: file.bytes for shard in manifest.shards for file in shard.files}
@@ -122,7 +127,7 @@ class FeatureStore:
                 self._sizes.append(sizes[path.name])
                 self._counts.append(footer.num_rows)
                 firsts.append(footer.row_group(0).column(0).statistics.min)
-        if any(second < first for first, second in pairwise(firsts)):
+        if any(second <= first for first, second in pairwise(firsts)):
             raise damaged(table.folder, "its shards do not follow one another in order of key")
         self._firsts = np.array([first.encode() for first in firsts], np.bytes_)
         self._shard = lru_cache(maxsize=OPEN_SHARDS)(self._open)
@@ -135,7 +140,7 @@ class FeatureStore:
         """The features that `extractor` made of the dataset in the folder `root`. `verify`: compare checksums."""
         dataset = Dataset(root)
         table = dataset.features(extractor)
-        if not table.exists:
+        if not table.exists or extractor not in dataset.extractors():
             there = ", ".join(dataset.extractors()) or "none"
             raise PairmillError(
                 f"{table.folder} holds no finished features; finished are: {there}", "run `make extract` first"
@@ -227,6 +232,9 @@ class FeatureStore:
         then the images of each `pool_groups` of them, by default of some 200 MB; without, in order of key. `overwrite`:
         each batch is written over the one before, while that is in the processor's cache; so none may be kept.
         """
+        if batch_size < 1 or isinstance(keys, str) or (pool_groups is not None and pool_groups < 1):
+            raise PairmillError("batches and pools have at least one image, and keys are a list of them")
+        asked = self._asked(columns)
         wanted = self._wanted(where, keys)
         groups = [
             (shard, group) for shard, count in enumerate(self._counts) for group in range(-(-count // ROWS_PER_GROUP))
@@ -234,7 +242,6 @@ class FeatureStore:
         random = None if seed is None else np.random.default_rng(seed)
         if random is not None:
             random.shuffle(groups)
-        asked = self._asked(columns)
         if pool_groups is None:
             first = groups[:1]
             size = sum(self._shard(shard).bytes_of(group, asked) for shard, group in first)
@@ -297,7 +304,7 @@ class FeatureStore:
         dataset = Dataset(self._table.folder.parent.parent)
         wanted = None if keys is None else np.unique(np.array([key.encode() for key in keys], np.bytes_))
         if where is not None and dataset.filtered.exists and dataset.images.exists:
-            with dataset.connect(QUERY_MEMORY) as connection:
+            with dataset.connect(QUERY_MEMORY) as connection, _saying(where):
                 found = connection.execute(f"SELECT DISTINCT key FROM kept WHERE {where} ORDER BY key")
                 parts = [np.array(part["key"].to_pylist(), np.bytes_) for part in found.to_arrow_reader(100_000)]  # type: ignore[union-attr]
             kept = np.concatenate([np.array([], np.bytes_), *parts])
@@ -402,6 +409,17 @@ class FeatureStore:
         opened = FeatureShard(self._paths[shard], self.columns, self._digest, self._sizes[shard], self._verify)
         self._open_shards.add(opened)
         return opened
+
+
+@contextmanager
+def _saying(where: str) -> Iterator[None]:
+    try:
+        yield
+    except duckdb.OutOfMemoryException:
+        raise
+    except duckdb.Error as error:
+        said = str(error).splitlines()[0]
+        raise PairmillError(f"where = {where!r}: {said}", "it is SQL over the view `kept`") from None
 
 
 def _among(keys: np.ndarray, wanted: np.ndarray) -> np.ndarray:

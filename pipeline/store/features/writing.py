@@ -30,6 +30,7 @@ from pipeline.store.features.columns import (
     ImageFeatures,
     NotFiniteError,
     identity_digest,
+    is_key,
     quantised,
     stored_columns,
 )
@@ -102,6 +103,8 @@ class FeatureWriter:
     def add(self, row: ImageFeatures) -> None:
         """Add a row. Raises ValueError for a key out of order or a wrong shape, NotFiniteError for NaN and infinity;
         the row is then left out, and the writer goes on."""
+        if not is_key(row.key):
+            raise ValueError(f"{row.key!r} is no key: it could not be a file's name")
         if self._last is not None and row.key <= self._last:
             raise ValueError(f"image {row.key} comes after {self._last}: rows are written in order of key")
         arrays: dict[str, np.ndarray] = {}

@@ -48,12 +48,12 @@ class Hdf5File:
         self.path, self._h5 = path, h5py
         try:
             self._file = h5py.File(path, "r")
-        except OSError as error:
+        except (OSError, RuntimeError) as error:
             raise PairmillError(f"{path} is no HDF5 file ({error})", "name another, or bring it back whole") from None
         try:
             self._stacked = self._datasets(self._file, ("image_features", "spatial_features", "pos_boxes"))
             self._check_stacked()
-        except UnreadableError as error:
+        except (UnreadableError, RuntimeError, KeyError, TypeError) as error:  # h5py's words for damaged bytes
             raise PairmillError(f"{path}: {error}", "it is none of the three forms") from None
 
     def close(self) -> None:
@@ -62,13 +62,16 @@ class Hdf5File:
     def places(self) -> Iterator[Place | Damage]:
         if not self._stacked:
             # By their names' order in the file; a group's content is looked at when it is read.
-            yield from (Place(name, number, IMAGE) for number, name in enumerate(self._file, 1))
+            for number, name in enumerate(self._file, 1):
+                sound = name.isprintable()  # bytes that are no text come as surrogates, which are not
+                yield Place(name, number, IMAGE) if sound else Damage(number, IMAGE, f"its name is {name!r}")
             return
         for number, (name, at) in enumerate(self._ids(), 1):
             if "pos_boxes" not in self._stacked:
                 yield Place(name, number, IMAGE, at, 1)
                 continue
-            start, stop = (int(bound) for bound in self._stacked["pos_boxes"][at])
+            bounds = self._stacked["pos_boxes"][at].astype(np.float64)
+            start, stop = bounds.astype(np.int64).tolist() if np.isfinite(bounds).all() else (0, 0)
             if 0 <= start < stop <= self._stacked["image_features"].shape[0] and stop - start <= MAX_REGIONS:
                 yield Place(name, number, IMAGE, start, stop - start)
             else:
@@ -86,6 +89,11 @@ class Hdf5File:
             raise UnreadableError(f"it cannot be read ({error})") from None
 
     def _read_stacked(self, place: Place) -> ImageFeatures:
+        for name in ("image_features", "spatial_features"):
+            dataset = self._stacked[name]
+            rows = place.length if "pos_boxes" in self._stacked else dataset.shape[1]
+            if rows * dataset.shape[-1] * dataset.dtype.itemsize > MAX_ARRAY:
+                raise UnreadableError(f"{name} states arrays of {dataset.shape[1:]}")
         where: Any = place.start if "pos_boxes" not in self._stacked else slice(place.start, place.start + place.length)
         features, boxes = (self._stacked[name][where] for name in ("image_features", "spatial_features"))
         return region_image(place.id, features, boxes[:, :4])
@@ -124,8 +132,10 @@ class Hdf5File:
         try:
             value = json.loads(path.read_bytes())
             pairs = list(value.items()) if isinstance(value, dict) else list(zip(value, range(len(value)), strict=True))
-            ids = [(str(name), int(at)) for name, at in pairs]
-        except (OSError, ValueError, TypeError) as error:
+            if not all(isinstance(at, int) for _, at in pairs):
+                raise ValueError("a position is no whole number")
+            ids = [(str(name), at) for name, at in pairs]
+        except (OSError, ValueError, TypeError, RecursionError) as error:
             raise PairmillError(
                 f"{path} does not tell the images' ids ({error})",
                 'the published pickle, where you trust it, becomes one by: python -c "import json, pickle; '

@@ -38,4 +38,7 @@ def parse_npy(content: bytes) -> NDArray[Any]:
         count *= side
     if count * dtype.itemsize != len(content) - start - size:
         raise UnreadableError(f"it states {shape} of {dtype}, and holds {len(content) - start - size:,} bytes")
-    return np.frombuffer(content, dtype, offset=start + size).reshape(shape, order="F" if fortran else "C")
+    try:
+        return np.frombuffer(content, dtype, offset=start + size).reshape(shape, order="F" if fortran else "C")
+    except ValueError as error:  # sides beyond what numpy counts in
+        raise UnreadableError(f"its .npy header states the shape {shape} ({error})") from None

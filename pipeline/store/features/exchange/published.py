@@ -70,6 +70,17 @@ class PublishedFile(Protocol):
     def close(self) -> None: ...
 
 
+def read_image(file: PublishedFile, place: Place, top_k: int) -> ImageFeatures:
+    """One image. Whatever its bytes make of the libraries that read them is an UnreadableError."""
+    try:
+        return file.read(place, top_k)
+    except UnreadableError:
+        raise
+    except Exception as error:
+        said = (str(error).splitlines() or [""])[0]
+        raise UnreadableError(f"it cannot be read ({type(error).__name__}: {said})") from None
+
+
 def read_images(opener: type[PublishedFile], paths: Iterable[Path], top_k: int) -> Iterator[ImageFeatures]:
     """The images of files, by their own ids as keys. Raises PairmillError, naming the file and the image."""
     for path in paths:
@@ -79,7 +90,7 @@ def read_images(opener: type[PublishedFile], paths: Iterable[Path], top_k: int) 
                 try:
                     if isinstance(place, Damage):
                         raise UnreadableError(place.what)
-                    image = file.read(place, top_k)
+                    image = read_image(file, place, top_k)
                 except UnreadableError as error:
                     raise PairmillError(f"{where(path, place)}: {error}", "mend it, or take it out") from None
                 yield image
@@ -116,8 +127,7 @@ def region_image(
     `features`: (n, d). `boxes`: (n, 4) x1 y1 x2 y2, in pixels of an image of `size` (width, height), or without it in
     [0, 1]. `labels`: further columns, n long. Raises UnreadableError.
     """
-    n = len(features)
-    if features.ndim != 2 or not 0 < n <= MAX_REGIONS or not features.shape[1]:
+    if features.ndim != 2 or not 0 < (n := len(features)) <= MAX_REGIONS or not features.shape[1]:
         raise UnreadableError(f"its features are of the form {features.shape}, not (regions, dimensions)")
     if features.dtype.kind != "f":
         raise UnreadableError(f"its features are {features.dtype}, not floats")

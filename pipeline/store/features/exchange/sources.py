@@ -18,7 +18,15 @@ from pipeline.errors import PairmillError
 from pipeline.store.atomic import digest, file_sha256, replacing, write_json
 from pipeline.store.features.exchange.hdf5 import Hdf5File
 from pipeline.store.features.exchange.lxmert_tsv import TsvFile
-from pipeline.store.features.exchange.published import Damage, Place, PublishedFile, UnreadableError, columns_of, where
+from pipeline.store.features.exchange.published import (
+    Damage,
+    Place,
+    PublishedFile,
+    UnreadableError,
+    columns_of,
+    read_image,
+    where,
+)
 from pipeline.store.features.exchange.uniter_npz import NpzFile
 from pipeline.store.features.exchange.webdataset import TarFile
 
@@ -50,7 +58,9 @@ def list_files(paths: Sequence[Path], format: str) -> list[Path]:
     found: set[Path] = set()
     for path in paths:
         if path.is_dir():
-            found |= {file.absolute() for file in path.rglob("*") if file.suffix in _SUFFIXES[format]}
+            found |= {
+                file.absolute() for file in path.rglob("*") if file.suffix in _SUFFIXES[format] and file.is_file()
+            }
         elif path.is_file():
             found.add(path.absolute())
         else:
@@ -118,6 +128,9 @@ def index_chunk(chunk: str, *, sources: Sources, folder: Path, top_k: int, dtype
         for number in range(first, end):
             path = sources.path(number)
             sums.update(file_sha256(path).encode())
+            beside = path.with_name(f"{path.stem}_imgid2idx.json")  # the ids of some HDF5 files
+            if beside.is_file():
+                sums.update(file_sha256(beside).encode())
             with closing(OPENERS[sources.format](path)) as file:
                 for place in file.places():
                     if isinstance(place, Damage):
@@ -144,7 +157,7 @@ def _note(found: Indexed, damage: str) -> None:
 
 def _columns(file: PublishedFile, place: Place, top_k: int, dtype: str) -> dict[str, Any] | None:
     try:
-        columns = columns_of(file.read(place, top_k), dtype)
+        columns = columns_of(read_image(file, place, top_k), dtype)
     except UnreadableError:
         return None
     return {name: column.described for name, column in columns.items()}

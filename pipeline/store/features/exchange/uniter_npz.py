@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from pipeline.errors import PairmillError
 from pipeline.store.atomic import replacing
-from pipeline.store.features.columns import ImageFeatures
+from pipeline.store.features.columns import ImageFeatures, is_key
 from pipeline.store.features.exchange.npy import parse_npy
 from pipeline.store.features.exchange.published import (
     NO_CLASS,
@@ -141,6 +141,8 @@ def write(store: "FeatureStore", folder: Path, keys: Iterable[str] | None = None
     classes = len(store.identity.get("classes") or ())
     count = 0
     for key in store.keys() if keys is None else keys:
+        if not is_key(key):
+            raise PairmillError(f"the image {key!r} cannot be a file's name", "import it under another id")
         with replacing(folder / f"{key}.npz") as partial, open(partial, "wb") as file:
             np.savez_compressed(file, allow_pickle=False, **encoded(store[key], classes))
         count += 1

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from pipeline.errors import PairmillError
 from pipeline.store.atomic import digest, file_sha256, replacing, write_json
-from pipeline.store.features.columns import SCALES, Column, ImageFeatures, dequantised
+from pipeline.store.features.columns import SCALES, Column, ImageFeatures, dequantised, is_key
 from pipeline.store.features.exchange.npy import parse_npy
 from pipeline.store.features.exchange.published import Damage, Place, UnreadableError, read_images
 from pipeline.store.features.writing import FeatureWriter
@@ -71,7 +71,7 @@ def write_identity(store: "FeatureStore", folder: Path) -> None:
 
 
 def _add(tar: tarfile.TarFile, store: "FeatureStore", key: str) -> None:
-    if "." in key or "/" in key:
+    if "." in key or not is_key(key):
         raise PairmillError(f"WebDataset cannot name the image {key!r}: it ends a key at the first dot", "rename it")
     image = store.gather([key])
     n = int(image.n[0])
@@ -93,7 +93,9 @@ def read_identity(folder: Path) -> dict[str, Any]:
         identity = json.loads(path.read_bytes())
         for described in identity["columns"].values():
             Column.of(described)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        if "features" not in identity["columns"]:
+            raise ValueError("no column of features")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise PairmillError(f"{path} does not say what made the features ({error})", "bring it back") from None
     return dict(identity)
 
@@ -116,6 +118,8 @@ class TarFile:
         with _opened(self.path) as tar:
             for member in tar:
                 here = member.name.partition(".")[0]
+                if not is_key(here) or member.issparse() or member.size > MAX_SAMPLE:
+                    raise tarfile.ReadError(f"the member {member.name!r} is none of ours")
                 if here != key and key is not None:
                     number += 1
                     yield Place(key, number, SAMPLE, start, member.offset - start)
@@ -150,7 +154,11 @@ def read(paths: Iterable[Path]) -> Iterator[ImageFeatures]:
 
 def restore(folder: Path, table: Table) -> None:
     """Make a table of what `write` put into `folder`: one shard. Raises PairmillError for images out of order."""
+    if table.folder.exists() and any(table.folder.iterdir()) and not (table.exists or table.is_begun):
+        raise PairmillError(f"{table.folder} is not empty", "name a new folder")
     identity, paths = read_identity(folder), sorted(folder.glob("*.tar"))
+    if not paths or folder.resolve() == table.folder.resolve():
+        raise PairmillError(f"{folder} holds no tars of features", "name the folder that they were written to")
     columns = {name: Column.of(described) for name, described in identity["columns"].items()}
     key = digest([file_sha256(path) for path in paths])
     with table.writing(key, {RESTORED: key}) as writing:
@@ -203,5 +211,5 @@ def _opened(path: Path) -> Iterator[tarfile.TarFile]:
             raw.seek(tar.offset)
             if raw.read(tarfile.BLOCKSIZE).strip(b"\0"):  # tarfile takes it for the end
                 raise tarfile.ReadError(f"a damaged header at byte {tar.offset:,}")
-    except (OSError, tarfile.TarError) as error:
+    except (OSError, ValueError, tarfile.TarError) as error:
         raise PairmillError(f"{path} cannot be read: {error}", "export it again") from error
