@@ -29,6 +29,8 @@ from pipeline.store.features.writing import ROWS_PER_GROUP
 from pipeline.store.table import Table
 
 OPEN_SHARDS = 128
+MIXED_SHARDS = OPEN_SHARDS // 2
+"""Shards whose row groups are shuffled together; those of the next are opened meanwhile."""
 POOL_BYTES = 192 << 20
 """Row groups that are shuffled together: that many bytes of them, while as many are being read ahead."""
 MOST_GROUPS = 256
@@ -236,12 +238,8 @@ class FeatureStore:
             raise PairmillError("batches and pools have at least one image, and keys are a list of them")
         asked = self._asked(columns)
         wanted = self._wanted(where, keys)
-        groups = [
-            (shard, group) for shard, count in enumerate(self._counts) for group in range(-(-count // ROWS_PER_GROUP))
-        ]
         random = None if seed is None else np.random.default_rng(seed)
-        if random is not None:
-            random.shuffle(groups)
+        groups = self._groups(random)
         if pool_groups is None:
             first = groups[:1]
             size = sum(self._shard(shard).bytes_of(group, asked) for shard, group in first)
@@ -305,13 +303,28 @@ class FeatureStore:
         wanted = None if keys is None else np.unique(np.array([key.encode() for key in keys], np.bytes_))
         if where is not None and dataset.filtered.exists and dataset.images.exists:
             with dataset.connect(QUERY_MEMORY) as connection, _saying(where):
-                found = connection.execute(f"SELECT DISTINCT key FROM kept WHERE {where} ORDER BY key")
-                parts = [np.array(part["key"].to_pylist(), np.bytes_) for part in found.to_arrow_reader(100_000)]  # type: ignore[union-attr]
+                found = connection.sql(f"SELECT DISTINCT key FROM kept WHERE {where} ORDER BY key")
+                parts = [np.array(part["key"].to_pylist(), np.bytes_) for part in found.to_arrow_reader(100_000)]
             kept = np.concatenate([np.array([], np.bytes_), *parts])
             wanted = kept if wanted is None else np.intersect1d(wanted, kept)
         elif where not in (None, "true"):
             raise PairmillError(f"{dataset.root} has no verdicts to ask: {where}", "run `make filter` first")
         return wanted
+
+    def _groups(self, random: np.random.Generator | None) -> list[tuple[int, int]]:
+        """(shard, row group) of them all; shuffled among as many shards, drawn at random, as are open at once."""
+        shards = np.arange(len(self._paths)) if random is None else random.permutation(len(self._paths))
+        groups: list[tuple[int, int]] = []
+        for first in range(0, len(shards), MIXED_SHARDS):
+            part = [
+                (shard, group)
+                for shard in shards[first : first + MIXED_SHARDS].tolist()
+                for group in range(-(-self._counts[shard] // ROWS_PER_GROUP))
+            ]
+            if random is not None:
+                random.shuffle(part)
+            groups += part
+        return groups
 
     def _chosen(self, shard: int, group: int, wanted: np.ndarray | None) -> np.ndarray:
         """The rows of a row group that are wanted."""
