@@ -303,6 +303,7 @@ class FeatureStore:
         wanted = None if keys is None else np.unique(np.array([key.encode() for key in keys], np.bytes_))
         if where is not None and dataset.filtered.exists and dataset.images.exists:
             with dataset.connect(QUERY_MEMORY) as connection, _saying(where):
+                connection.execute("SET enable_progress_bar = false")
                 found = connection.sql(f"SELECT DISTINCT key FROM kept WHERE {where} ORDER BY key")
                 parts = [np.array(part["key"].to_pylist(), np.bytes_) for part in found.to_arrow_reader(100_000)]
             kept = np.concatenate([np.array([], np.bytes_), *parts])
