@@ -3,14 +3,12 @@
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import duckdb
 import numpy as np
 
 from pipeline.errors import PairmillError
@@ -24,6 +22,8 @@ from pipeline.store.features.columns import (
     identity_digest,
     stored_columns,
 )
+from pipeline.store.features.kept import among, wanted_keys
+from pipeline.store.features.rows import Rows
 from pipeline.store.features.shard import FeatureShard, Footer, damaged
 from pipeline.store.features.writing import ROWS_PER_GROUP
 from pipeline.store.table import Table
@@ -36,8 +36,6 @@ POOL_BYTES = 192 << 20
 MOST_GROUPS = 256
 MAPPED = 256 << 20
 """Bytes that are read until their pages are given back."""
-QUERY_MEMORY = "512MB"
-"""DuckDB's, while it looks up which images are kept."""
 
 
 @dataclass(frozen=True)
@@ -55,46 +53,6 @@ class Padded:
 
     def __getitem__(self, column: str) -> np.ndarray:
         return self.arrays[column]
-
-
-@dataclass(frozen=True)
-class _Rows:
-    """Rows of open shards, as arrays with an entry a row: its shard (as a place in `shards`) and its place there, its
-    key, its n, and the addresses at which its values of each column begin: (rows, columns)."""
-
-    shards: tuple[FeatureShard, ...]
-    shard: np.ndarray
-    row: np.ndarray
-    keys: np.ndarray
-    n: np.ndarray
-    places: np.ndarray
-
-    @classmethod
-    def of(cls, shard: FeatureShard, rows: np.ndarray) -> "_Rows":
-        same = np.zeros(len(rows), np.int32)
-        return cls((shard,), same, rows, shard.keys[rows], shard.n[rows], shard.places[rows])
-
-    @classmethod
-    def together(cls, parts: Sequence["_Rows"]) -> "_Rows":
-        """One after another. Shards of which no row is left are let go."""
-        used = [part.shards[place] for part in parts for place in np.unique(part.shard)]
-        at = {shard: place for place, shard in enumerate(dict.fromkeys(used))}
-        moved = [np.array([at.get(shard, -1) for shard in part.shards], np.int32)[part.shard] for part in parts]
-        rest = [np.concatenate([getattr(part, name) for part in parts]) for name in ("row", "keys", "n", "places")]
-        return cls(tuple(at), np.concatenate(moved), *rest)
-
-    def __len__(self) -> int:
-        return len(self.row)
-
-    def at(self, places: np.ndarray | slice) -> "_Rows":
-        return _Rows(
-            self.shards,
-            self.shard[places],
-            self.row[places],
-            self.keys[places],
-            self.n[places],
-            self.places[places],
-        )
 
 
 class FeatureStore:
@@ -201,13 +159,13 @@ class FeatureStore:
         for at, key in enumerate(keys):
             shard, row = self._locate(key)
             members.setdefault(shard, []).append((at, row))
-        parts: list[_Rows] = []
+        parts: list[Rows] = []
         order = np.empty(len(keys), np.int64)
         for shard, places in members.items():
             order[[at for at, _ in places]] = np.arange(len(places)) + sum(map(len, parts))
             parts.append(self._rows(shard, np.array([row for _, row in places]), asked))
         padded = self._read(
-            _Rows.together(parts).at(order) if parts else None, asked, positions, Pinned() if pin else None
+            Rows.together(parts).at(order) if parts else None, asked, positions, Pinned() if pin else None
         )
         self._mapped += sum(array.nbytes for array in padded.arrays.values())
         if self._mapped > MAPPED:
@@ -237,7 +195,7 @@ class FeatureStore:
         if batch_size < 1 or isinstance(keys, str) or (pool_groups is not None and pool_groups < 1):
             raise PairmillError("batches and pools have at least one image, and keys are a list of them")
         asked = self._asked(columns)
-        wanted = self._wanted(where, keys)
+        wanted = wanted_keys(Dataset(self._table.folder.parent.parent), where, keys)
         random = None if seed is None else np.random.default_rng(seed)
         groups = self._groups(random)
         if pool_groups is None:
@@ -246,7 +204,7 @@ class FeatureStore:
             pool_groups = min(max(POOL_BYTES // max(1, size), 2), MOST_GROUPS)
         pools = [groups[first : first + pool_groups] for first in range(0, len(groups), pool_groups)]
         room: Room = Overwritten() if overwrite else self._buffers
-        waiting: list[_Rows] = []
+        waiting: list[Rows] = []
         with ThreadPoolExecutor(1, "readahead") as ahead:
             for number, members in enumerate(pools):
                 last = number + 1 == len(pools)
@@ -254,7 +212,7 @@ class FeatureStore:
                     ahead.submit(self._read_ahead, coming, asked)
                 left = sum(map(len, waiting))
                 waiting += [self._rows(shard, self._chosen(shard, group, wanted), asked) for shard, group in members]
-                rows = _Rows.together(waiting)
+                rows = Rows.together(waiting)
                 if random is not None:
                     rows = rows.at(np.concatenate([np.arange(left), left + random.permutation(len(rows) - left)]))
                 whole = len(rows) if last else len(rows) - len(rows) % batch_size
@@ -297,21 +255,6 @@ class FeatureStore:
         for shard in range(len(self._paths)):
             self._open(shard).check()
 
-    def _wanted(self, where: str | None, keys: Iterable[str] | None) -> np.ndarray | None:
-        """The sorted keys that are to be yielded, or None for all."""
-        dataset = Dataset(self._table.folder.parent.parent)
-        wanted = None if keys is None else np.unique(np.array([key.encode() for key in keys], np.bytes_))
-        if where is not None and dataset.filtered.exists and dataset.images.exists:
-            with dataset.connect(QUERY_MEMORY) as connection, _saying(where):
-                connection.execute("SET enable_progress_bar = false")
-                found = connection.sql(f"SELECT DISTINCT key FROM kept WHERE {where} ORDER BY key")
-                parts = [np.array(part["key"].to_pylist(), np.bytes_) for part in found.to_arrow_reader(100_000)]
-            kept = np.concatenate([np.array([], np.bytes_), *parts])
-            wanted = kept if wanted is None else np.intersect1d(wanted, kept)
-        elif where not in (None, "true"):
-            raise PairmillError(f"{dataset.root} has no verdicts to ask: {where}", "run `make filter` first")
-        return wanted
-
     def _groups(self, random: np.random.Generator | None) -> list[tuple[int, int]]:
         """(shard, row group) of them all; shuffled among as many shards, drawn at random, as are open at once."""
         shards = np.arange(len(self._paths)) if random is None else random.permutation(len(self._paths))
@@ -332,13 +275,13 @@ class FeatureStore:
         opened = self._shard(shard)
         rows = opened.rows_of(group)
         places = np.arange(rows.start, rows.stop)
-        return places if wanted is None else places[_among(opened.keys[rows], wanted)]
+        return places if wanted is None else places[among(opened.keys[rows], wanted)]
 
-    def _rows(self, shard: int, rows: np.ndarray, columns: dict[str, Column]) -> _Rows:
+    def _rows(self, shard: int, rows: np.ndarray, columns: dict[str, Column]) -> Rows:
         opened = self._shard(shard)
         for group in np.unique(rows // ROWS_PER_GROUP).tolist():
             opened.compare_lists(group, columns)
-        return _Rows.of(opened, rows)
+        return Rows.of(opened, rows)
 
     def _read_ahead(self, groups: Sequence[tuple[int, int]], columns: dict[str, Column]) -> None:
         for shard, group in groups:
@@ -362,7 +305,7 @@ class FeatureStore:
 
     def _read(
         self,
-        rows: _Rows | None,
+        rows: Rows | None,
         columns: dict[str, Column],
         positions: Sequence[np.ndarray] | None = None,
         room: Room | None = None,
@@ -392,7 +335,7 @@ class FeatureStore:
             arrays[name] = out.astype(column.dtype, copy=False)
         return Padded(tuple(key.decode() for key in rows.keys.tolist()), n, arrays)
 
-    def _fill(self, out: np.ndarray, rows: _Rows, name: str, column: Column) -> None:
+    def _fill(self, out: np.ndarray, rows: Rows, name: str, column: Column) -> None:
         """Read a column of these rows into (rows, longest n, *shape), and compare what was not read before."""
         from pipeline.store.features.copying import copy_rows  # compiled code, which takes a moment to load
 
@@ -423,22 +366,3 @@ class FeatureStore:
         opened = FeatureShard(self._paths[shard], self.columns, self._digest, self._sizes[shard], self._verify)
         self._open_shards.add(opened)
         return opened
-
-
-@contextmanager
-def _saying(where: str) -> Iterator[None]:
-    try:
-        yield
-    except duckdb.OutOfMemoryException:
-        raise
-    except duckdb.Error as error:
-        said = str(error).splitlines()[0]
-        raise PairmillError(f"where = {where!r}: {said}", "it is SQL over the view `kept`") from None
-
-
-def _among(keys: np.ndarray, wanted: np.ndarray) -> np.ndarray:
-    """(keys,) bool: which of them are in `wanted`, which is sorted."""
-    at = np.searchsorted(wanted, keys)
-    found: np.ndarray = at < len(wanted)
-    found[found] = wanted[at[found]] == keys[found]
-    return found
