@@ -544,7 +544,9 @@ def test_memory_stays_bounded_whatever_is_sent(web: Web) -> None:
     done = subprocess.run([sys.executable, "-c", _WORKER, *urls], capture_output=True, text=True, check=True)
     megabytes, *statuses = done.stdout.split()
     assert statuses == ["max_bytes", "ok"]
-    assert int(megabytes) < 600  # all at once would be 24 times 30 MB, and the clear one 400 MB in float64 alone
+    # From 520 to 650 by how many bodies are under way at once. Unbounded it would be 24 times 30 MB over the 150 that
+    # Python takes, and the clear one 400 MB in float64 alone.
+    assert int(megabytes) < 800
 
 
 def test_where_nothing_is_wanted_there_is_a_table_of_nothing(web: Web, tmp_path: Path) -> None:
