@@ -31,7 +31,7 @@ _libc = ctypes.CDLL(None)  # its calls let go of Python's lock, unlike mmap's ow
 
 
 def damaged(path: Path, what: str) -> PairmillError:
-    return PairmillError(f"{path} is damaged: {what}", "remove it and run `make extract` again")
+    return PairmillError(f"{path} is damaged: {what}", "remove it and run `make extract` again, or import it again")
 
 
 @dataclass(frozen=True)
@@ -102,10 +102,9 @@ class FeatureShard:
         self.keys = np.array([key for group in groups for key in self._keys(group)], np.bytes_)
         self.n = np.concatenate([np.empty(0, np.int64), *(self._numbers("n", group) for group in groups)])
         self._bounds = np.concatenate([[0], np.cumsum(self.n)])
-        self._offsets = np.empty((len(self.n), len(self.columns)), np.int64)
+        self.places = np.empty((len(self.n), len(self.columns)), np.uint64)
         for group in groups:
             self._place_rows(group)
-        self.places = self._offsets.astype(np.uint64) + np.uint64(self._address)
         self._sums = {
             name: np.concatenate([self._numbers(name + CHECKSUM, group) for group in groups])
             for name, column in self.columns.items()
@@ -186,7 +185,7 @@ class FeatureShard:
             for row in range(len(self)):
                 self._seen[name][row] = False
                 size = column.size * (1 if column.per_image else int(self.n[row]))
-                content = self._read(int(self._offsets[row, at]), size)
+                content = self._read(int(self.places[row, at]) - self._address, size)
                 self.compare_tensor(name, row, content)
                 self._finite(name, np.frombuffer(content, column.stored), row)
 
@@ -225,7 +224,7 @@ class FeatureShard:
         return np.frombuffer(content, column.stored)
 
     def _place_rows(self, group: int) -> None:
-        """Fill in the offsets of a row group's rows: values of a chunk lie one after another up to its end."""
+        """Fill in the places of a row group's rows: values of a chunk lie one after another up to its end."""
         rows = self.rows_of(group)
         for at, (name, column) in enumerate(self.columns.items()):
             start, end = self._extent(name, group)
@@ -234,7 +233,7 @@ class FeatureShard:
             offsets = end - np.cumsum((sizes + lengths)[::-1])[::-1]
             if len(offsets) and offsets[0] < start:
                 raise damaged(self.path, f"its column {name} is too short")
-            self._offsets[rows, at] = offsets + lengths
+            self.places[rows, at] = (self._address + offsets + lengths).astype(np.uint64)
 
     def _compare(self, name: str, group: int, content: Buffer) -> None:
         try:
