@@ -14,7 +14,7 @@ STAGE  = $(MILL) $@ --data "$(DATA)" --recipe "$(RECIPE)" --engine "$(ENGINE)" $
 STAGES := ingest screen download filter extract catalog train evaluate report
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo $(STAGES) retry align verify export-features import-features rules sql summary bench-data bench-features
+.PHONY: help setup demo $(STAGES) retry align embed study models export-model verify export-features import-features rules sql summary bench-data bench-features bench-train
 .PHONY: detector test test-slow lint format
 
 help: ## this list
@@ -31,7 +31,7 @@ $(READY): requirements.lock pyproject.toml
 	.venv/bin/uv pip install --quiet --python .venv/bin/python --no-deps --editable .
 	@touch $@
 
-demo: $(READY) ## every stage below on a real, noisy collection, to four small models and a report
+demo: $(READY) ## every stage below on a real, noisy collection, to three small models and a report
 	@$(MILL) demo --data "$(DATA)" --recipe "$(RECIPE)" --engine "$(ENGINE)" --port "$(PORT)" $(if $(WORKERS),--workers "$(WORKERS)")
 
 ingest: $(READY) ## read the URL lists; each (url, text) pair once, unreadable rows to quarantine
@@ -54,6 +54,8 @@ evaluate: $(READY) ## image-text retrieval on the test split  [ONLY=uniter]
 	@$(STAGE)
 align: $(READY) ## score each pair by a trained dual encoder, for `filter`'s rules on alignment
 	@$(STAGE)
+embed: $(READY) ## where dual encoders put each text and image, for `make sql` and others  [ONLY=clip]
+	@$(STAGE)
 report: $(READY) ## one HTML page: the funnel, pictures, curves, retrieval
 	@$(STAGE)
 
@@ -63,6 +65,15 @@ rules: $(READY) ## every rule, what it takes and where it comes from
 sql: $(READY) ## ask the catalog: make sql Q="FROM funnel"
 	@$(MILL) sql --data "$(DATA)" -- $(if $(Q),"$$QUERY",$(error say what: make sql Q="FROM funnel"))
 sql: export QUERY := $(value Q)
+
+study: $(READY) ## systems side by side: MODELS="uniter vilbert" [FEATURES="region grid"] [SEEDS=3] [STEPS=300] [BATCH=64] [SCALE=tiny]
+	@$(MILL) study --data "$(DATA)" --recipe "$(RECIPE)" --models "$(MODELS)" $(if $(FEATURES),--features "$(FEATURES)") $(if $(SEEDS),--seeds "$(SEEDS)") $(if $(STEPS),--steps "$(STEPS)") $(if $(BATCH),--batch "$(BATCH)") $(if $(SCALE),--scale "$(SCALE)")
+
+models: $(READY) ## every system of recipes/models with its number of parameters, beside its authors'
+	@$(MILL) models
+
+export-model: $(READY) ## a trained dual encoder of pixels in open_clip's format: ONLY=clip OUT=folder
+	@$(MILL) export-model --data "$(DATA)" --recipe "$(RECIPE)" --only "$(ONLY)" --out "$(OUT)"
 
 verify: $(READY) ## read every file again and name what is damaged
 	@$(STAGE)
@@ -82,6 +93,9 @@ bench-data: $(READY) ## how fast the data stages are, beside their peers in the 
 
 bench-features: $(READY) ## how fast extraction, the feature store and its loader are, likewise: an hour  [QUICK=1]
 	.venv/bin/python -m tests.bench.features $(if $(QUICK),--quick)
+
+bench-train: $(READY) ## how fast training steps are beside transformers', and what batches and the loader cost: half an hour  [QUICK=1]
+	.venv/bin/python -m tests.bench.train $(if $(QUICK),--quick)
 
 detector: $(READY) ## train the small detector of clip art that the demo falls back on: an hour
 	.venv/bin/python -m pipeline.demo.detector

@@ -10,7 +10,7 @@ from pipeline.store.atomic import digest, replacing
 from pipeline.store.dataset import Dataset
 from pipeline.store.views import create_views
 
-VERSION = 2
+VERSION = 3
 MAX_ROWS = 200
 
 
@@ -25,7 +25,11 @@ def refresh(dataset: Dataset) -> list[str] | None:
     for table in dataset.data_tables():
         table.check_whole()
     key = digest(
-        "catalog", VERSION, str(dataset.root.resolve()), [table.manifest.digest for table in dataset.data_tables()]
+        "catalog",
+        VERSION,
+        str(dataset.root.resolve()),
+        [table.manifest.digest for table in dataset.data_tables()],
+        [(name, path.stat().st_mtime_ns) for name, path in dataset.embeddings().items()],
     )
     if is_stamped(dataset.catalog, key):
         return None

@@ -7,7 +7,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
 from types import FrameType
 
@@ -17,11 +17,15 @@ from filelock import FileLock, Timeout
 from pipeline.engine import engine
 from pipeline.errors import PairmillError
 from pipeline.job import Job
+from pipeline.ranks import rank, ranks
 from pipeline.recipe import Recipe, load
 from pipeline.stages import ASIDE, NEEDS_NO_RECIPE, STAGES, run_stage
 from pipeline.store.dataset import Dataset
 
 DEMO_PORT = 8765
+RECIPES = Path("recipes")
+RUN_STAGES = ("train", "evaluate", "embed")
+"""Whose names in --only are runs."""
 INTERRUPTED = "interrupted; what is done is kept: run it again to carry on"
 ROOM = "\n  -> make room, then run it again: what is done is kept"
 
@@ -115,6 +119,7 @@ def _parser() -> argparse.ArgumentParser:
     sql = command("sql", _sql, "ask the catalog")
     sql.add_argument("query")
     _add_exchange(command, add_engine)
+    _add_models(commands, command, add_recipe)
     command("summary", _summary, "print the dataset's numbers and write summary.json")
     return parser
 
@@ -146,10 +151,31 @@ def _add_exchange(
     add_engine(into)
 
 
+def _add_models(
+    commands: "argparse._SubParsersAction[argparse.ArgumentParser]",
+    command: Callable[[str, Callable[[argparse.Namespace], None], str], argparse.ArgumentParser],
+    add_recipe: Callable[[argparse.ArgumentParser], None],
+) -> None:
+    models = commands.add_parser("models", help="the systems of recipes/models with their numbers of parameters")
+    models.set_defaults(run=_models, data=Path())
+    study = command("study", _study, "train systems side by side, and write one table")
+    add_recipe(study)
+    study.add_argument("--models", required=True, help="names in recipes/models, separated by spaces")
+    study.add_argument("--features", default="", help="names of extractors; all that the dataset has otherwise")
+    study.add_argument("--seeds", type=int, default=3, help="trainings of each")
+    study.add_argument("--steps", type=int, default=300)
+    study.add_argument("--batch", type=int, default=64, help="pairs a step")
+    study.add_argument("--scale", default="tiny")
+    out = command("export-model", _export_model, "save a trained dual encoder of pixels in open_clip's format")
+    add_recipe(out)
+    out.add_argument("--only", required=True, help="the run's name")
+    out.add_argument("--out", type=Path, required=True, help="a new folder")
+
+
 def _job(options: argparse.Namespace, stage: str, recipe: Recipe) -> Job:
     workers = recipe.engine.workers if options.workers is None else options.workers
     only = frozenset(filter(None, getattr(options, "only", "").split(",")))
-    names = list(recipe.extract if stage == "extract" else recipe.train if stage in ("train", "evaluate") else ())
+    names = list(recipe.extract if stage == "extract" else recipe.train if stage in RUN_STAGES else ())
     for name in only:
         if name not in names:
             raise PairmillError(f"{stage}: the recipe has no {name!r}", f"it has {', '.join(names) or 'none'}")
@@ -175,7 +201,9 @@ class _Locked:
 
 def _stage(options: argparse.Namespace) -> None:
     recipe = load(options.recipe) if options.recipe else Recipe(name=options.command)
-    with _Locked(options.data):
+    if ranks() > 1 and options.command != "train":
+        raise PairmillError(f"torchrun has started {options.command}", "only `train` runs in several processes")
+    with nullcontext() if rank() else _Locked(options.data):
         run_stage(_job(options, options.command, recipe))
 
 
@@ -196,6 +224,43 @@ def _import_features(options: argparse.Namespace) -> None:
     asked = Asked(options.format, options.files, match, options.top_k, options.classes, options.dtype)
     with _Locked(options.data), closing(engine(options.engine, options.workers or 0)) as running:
         print(import_features(Dataset(options.data), running, options.extractor, asked))
+
+
+def _models(options: argparse.Namespace) -> None:
+    from trainers.parameters import systems, table
+
+    print(table(systems(RECIPES)))
+
+
+def _study(options: argparse.Namespace) -> None:
+    from trainers import study
+
+    for name in ("seeds", "steps", "batch"):
+        if getattr(options, name) < 1 + (name == "batch"):
+            raise PairmillError(f"--{name} {getattr(options, name)} is too few", "name more")
+    with _Locked(options.data):
+        job = _job(options, "study", load(options.recipe))
+        asked = study.Study(
+            recipes=RECIPES / "models",
+            models=study.chosen(options.models, ()),
+            features=study.chosen(options.features, job.dataset.extractors()),
+            seeds=options.seeds,
+            steps=options.steps,
+            batch=options.batch,
+            scale=options.scale,
+        )
+        print(study.run(job, asked))
+
+
+def _export_model(options: argparse.Namespace) -> None:
+    from trainers.export_open_clip import export
+
+    with _Locked(options.data):
+        job = _job(options, "train", load(options.recipe))
+        if len(job.only) != 1:
+            raise PairmillError("one model is exported at a time", "name its run with ONLY=")
+        (name,) = job.only
+        print(export(job.dataset, name, job.recipe.train[name].features, options.out))
 
 
 def _demo(options: argparse.Namespace) -> None:

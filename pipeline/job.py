@@ -9,6 +9,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from pipeline.engine import Engine
+from pipeline.ranks import rank
 from pipeline.recipe import Recipe
 from pipeline.store.atomic import digest, write_json
 from pipeline.store.dataset import Dataset
@@ -34,6 +35,8 @@ class Job:
 
     def log(self, event: str, **values: Any) -> None:
         """Append an event to `logs/<stage>.jsonl`."""
+        if rank():
+            return
         folder = self.dataset.root / "logs"
         folder.mkdir(parents=True, exist_ok=True)
         with open(folder / f"{self.stage}.jsonl", "a") as file:

@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable
 
 from pipeline.job import UP_TO_DATE, Job
+from pipeline.ranks import rank
 
 # Named by module path (and function, where that is not `run`), so that nothing is imported before it is needed, and
 # nothing here depends on the trainers.
@@ -22,6 +23,7 @@ STAGES = {
 ASIDE = {
     "retry": "pipeline.download:retry",
     "align": "trainers.align",
+    "embed": "trainers.embed",
     "verify": "pipeline.verify",
 }
 """What is called by itself, beside the chain."""
@@ -42,4 +44,5 @@ def run_stage(job: Job) -> None:
     seconds = time.monotonic() - started
     job.log("end", said=said, seconds=round(seconds, 3))
     timing = "" if said == UP_TO_DATE else f"  ({seconds:.1f} s)"
-    print(f"{job.stage:<9} {said}{timing}", flush=True)
+    if not rank():
+        print(f"{job.stage:<9} {said}{timing}", flush=True)

@@ -1,11 +1,12 @@
 """The stage `align`: how well the text of each pair fits its image under a run of our own -> `signals/alignment`.
 
-For `filter`'s rules on `alignment`. Scored is every pair that `filter` judges and whose image has features; the others
+For `filter`'s rules on `alignment`: the cosine where the run has a joint space, else the probability of a match, in
+[0, 1], by its matching head. Scored is every pair that `filter` judges and whose image has features; the others
 have no score, and a rule lets them pass. A pair is scored once for a run: one that then falls by its score must not
 come back when its features are gone.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -16,11 +17,10 @@ from pipeline.model_recipe import ModelRecipe
 from pipeline.signals.judged import JUDGED
 from pipeline.signals.whole import write_whole
 from pipeline.store.features import FeatureStore
-from trainers.loader import VisionReader
+from trainers.data.text import encode
+from trainers.loop.device import best_device
 from trainers.saved import load_run
-from trainers.scoring import Scorer
-from trainers.text import encode
-from trainers.training import best_device
+from trainers.tasks.scoring import Scorer, detector_of, why_not
 
 VERSION = 1
 BLOCK = 256  # pairs, in order of their images
@@ -48,35 +48,33 @@ def _chosen(job: Job) -> tuple[str, ModelRecipe]:
         there = ", ".join(job.recipe.train) or "none"
         raise PairmillError(
             f"[filter] alignment names {'no run' if name is None else f'the run {name!r}'}; [train] has {there}",
-            "name a run that is trained with itc",
+            "name a run that is trained with itc, vse or itm",
         )
     recipe = job.recipe.train[name]
-    if recipe.objectives.itc is None:
-        raise PairmillError(f"the run {name!r} has no joint space: it is not trained with itc", "name another run")
+    if reason := why_not(recipe.objectives):
+        raise PairmillError(f"the run {name!r} cannot score: {reason}", "name another run")
     return name, recipe
 
 
 def _rows(job: Job, name: str, recipe: ModelRecipe) -> pa.Table:
     store = FeatureStore(job.dataset.features(recipe.features))
     saved = load_run(job.dataset.run(name), store)
-    scorer = Scorer(saved.model, VisionReader(store, saved.recipe.vision), best_device())
+    detector = detector_of(job.dataset, recipe)
+    scorer = Scorer.of(saved, store, best_device(), detector)
     uids: list[str] = []
     scores: list[np.ndarray] = [np.empty(0, np.float32)]
-    for block in _blocks(job, store):
-        texts, keys = block["text"].to_pylist(), block["key"].to_pylist()
-        distinct = sorted(set(keys))
-        place = {key: position for position, key in enumerate(distinct)}
-        cosines = scorer.scores(encode(saved.tokenizer, texts, saved.recipe.text.max_tokens), distinct)
+    for block in _blocks(job, [store, *([detector] if detector else [])]):
+        tokens = encode(saved.tokenizer, block["text"].to_pylist(), saved.recipe.text.max_tokens)
         uids += block["uid"].to_pylist()
-        scores.append(cosines[np.arange(len(keys)), [place[key] for key in keys]])
+        scores.append(scorer.pairs(tokens, block["key"].to_pylist()))
     return pa.table({"uid": pa.array(uids, pa.string()), "alignment": pa.array(np.concatenate(scores))})
 
 
-def _blocks(job: Job, store: FeatureStore) -> Iterator[pa.Table]:
+def _blocks(job: Job, stores: Sequence[FeatureStore]) -> Iterator[pa.Table]:
     """(uid, text, key of the features) of the pairs whose image has features, at most BLOCK at a time."""
     with job.dataset.connect(job.recipe.engine.memory_limit, job.engine.workers) as connection:
         for batch in connection.sql(_PAIRS).to_arrow_reader(BLOCK):
-            there = pa.array([key in store for key in batch["key"].to_pylist()], pa.bool_())
+            there = pa.array([all(key in store for store in stores) for key in batch["key"].to_pylist()], pa.bool_())
             block = pa.Table.from_batches([batch.filter(there)])
             if block.num_rows:
                 yield block

@@ -13,15 +13,14 @@ from pipeline.job import UP_TO_DATE, Job
 from pipeline.store.atomic import write_json
 from pipeline.store.dataset import Dataset
 from pipeline.store.features import FeatureStore
-from trainers.loader import VisionReader
-from trainers.retrieval import retrieval
-from trainers.samples import read_pairs
+from trainers.data.samples import Catalogue, pairs_in
+from trainers.data.text import encode
+from trainers.loop.device import best_device
 from trainers.saved import load_run
-from trainers.scoring import Scorer
-from trainers.text import encode
-from trainers.training import best_device
+from trainers.tasks.retrieval import retrieval
+from trainers.tasks.scoring import Scorer, detector_of, why_not
 
-VERSION = 1
+VERSION = 2
 
 EVALUATION = "evaluation.json"
 SPLIT = "test"
@@ -30,14 +29,23 @@ SHOWN = 5
 
 
 def run(job: Job) -> str:
-    """Evaluate the selected runs whose evaluation is not current; returns one line, or `UP_TO_DATE`."""
+    """Evaluate the selected runs whose evaluation is not current; returns one line, or `UP_TO_DATE`.
+
+    A run that cannot rank is passed over, or, where it was asked for by name, an error.
+    """
     summaries = []
     kept = job.dataset.kept_digest((SPLIT,), job.recipe.engine.memory_limit)
     for name in job.selected(list(job.recipe.train)):
         table = job.dataset.run(name)
         path = table.folder / EVALUATION
         recipe = job.recipe.train[name]
-        key = job.key(VERSION, table, kept, job.dataset.features(recipe.features))
+        if reason := why_not(recipe.objectives):
+            if name in job.only:
+                raise PairmillError(f"the run {name!r} cannot rank: {reason}", "name another run")
+            job.log("passed over", run=name, reason=reason)
+            continue
+        read = [recipe.features, *([recipe.objects] if recipe.text.tags and recipe.objects else [])]
+        key = job.key(VERSION, table, kept, *map(job.dataset.features, read))
         if is_current(path, key):
             continue
         started = time.monotonic()
@@ -66,11 +74,13 @@ def evaluate(
 ) -> dict[str, Any]:
     """The finished run `name` on the test split: all its distinct images against all its distinct texts.
 
-    "retrieval" as in `trainers.retrieval`, and some "examples". Without `storage` the store may hold the same features
-    in another dtype than the one that the run was trained on, so that one can be measured against the other.
+    "retrieval" as in `trainers.tasks.retrieval`, and some "examples"; where a matching head ranks the best by cosine
+    again, "retrieval_by_cosine" is what it would be without. Without `storage` the store may hold the same features in
+    another dtype than the one that the run was trained on, so that one can be measured against the other.
     """
     saved = load_run(dataset.run(name), store, storage)
-    pairs = read_pairs(dataset, store, SPLIT, memory_limit)
+    detector = detector_of(dataset, saved.recipe)
+    pairs = pairs_in(dataset, [Catalogue.of(read) for read in (store, detector) if read], SPLIT, memory_limit)
     if not len(pairs):
         raise PairmillError(
             f"the {SPLIT} split has no pair with features", "enlarge [split], or relax the recipe's rules"
@@ -79,8 +89,12 @@ def evaluate(
     texts = sorted(set(paired))
     right = truth(texts, len(keys), paired, pairs.image_of)
     tokens = encode(saved.tokenizer, texts, saved.recipe.text.max_tokens)
-    scores = Scorer(saved.model, VisionReader(store, saved.recipe.vision), best_device()).scores(tokens, keys)
-    return {"retrieval": retrieval(scores, right), "examples": examples(texts, keys, scores, right)}
+    scorer = Scorer.of(saved, store, best_device(), detector)
+    scores = scorer.scores(tokens, keys)
+    found = {"retrieval": retrieval(scores, right), "examples": examples(texts, keys, scores, right)}
+    if scorer.reranked:
+        found["retrieval_by_cosine"] = retrieval(scorer.scores(tokens, keys, rerank=0), right)
+    return found
 
 
 def truth(texts: Sequence[str], images: int, paired: Sequence[str], image_of: np.ndarray) -> np.ndarray:

@@ -3,7 +3,6 @@
 import json
 from dataclasses import dataclass
 
-from safetensors.torch import load_file
 from tokenizers import Tokenizer
 
 from pipeline.errors import PairmillError
@@ -11,14 +10,20 @@ from pipeline.model_recipe import ModelRecipe
 from pipeline.store.atomic import file_sha256
 from pipeline.store.features import FeatureStore
 from pipeline.store.table import Table
-from trainers.features import feature_shape, features_digest
-from trainers.model import VisionLanguageModel
+from trainers.loop.tensor_file import read_tensors
+from trainers.network.building import Detector, build
+from trainers.network.features import features_digest
+from trainers.network.model import VisionLanguageModel
 
 MODEL = "model.safetensors"
 TOKENIZER = "tokenizer.json"
 METRICS = "metrics.parquet"
 SPEED = "speed.parquet"
 RECIPE = "recipe.json"
+DETECTOR = "detector.json"
+"""Of the recipe's `objects`, where it names any."""
+BOARD = "tensorboard"
+"""A folder of event files."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +52,8 @@ def load_run(table: Table, store: FeatureStore, storage: bool = True) -> SavedRu
                 raise PairmillError(f"{table.folder / file.name} is damaged", "remove it and run `make train` again")
     recipe = ModelRecipe.model_validate(json.loads((table.folder / RECIPE).read_text()))
     tokenizer = Tokenizer.from_file(str(table.folder / TOKENIZER))
-    model = VisionLanguageModel(recipe, tokenizer.get_vocab_size(), feature_shape(store, recipe.vision.kind))
-    model.load_state_dict(load_file(table.folder / MODEL))
+    described = table.folder / DETECTOR
+    detector = Detector.from_described(json.loads(described.read_text())) if recipe.objects else None
+    model = build(recipe, tokenizer, store, detector)
+    model.load_state_dict(read_tensors(table.folder / MODEL))
     return SavedRun(recipe, tokenizer, model)

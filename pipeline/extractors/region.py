@@ -38,7 +38,7 @@ class RegionExtractor:
     ultralytics' scores each class by itself), cut to the k largest, with their classes in `topk_ids`; the whole image
     has no class, confidence 1 and zeros there. `features` are RoIAligned from every level of the neck and concatenated;
     or from the level that suits the box, with zeros up to the widest level and the level's number in `levels`; or from
-    the CNN's last map. `identity["classes"]` names the classes, `pipeline.extractors.tags` an image's.
+    the CNN's last map. `identity["classes"]` names the classes, `pipeline.store.tags` an image's.
     """
 
     def __init__(self, section: Region, weights: Weights, device: torch.device) -> None:

@@ -6,6 +6,7 @@ images/             WebDataset shards and metadata    runs/<name>/        one tr
 signals/<group>/    what rules measure
 """
 
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +17,9 @@ from pipeline.errors import PairmillError
 from pipeline.store.atomic import digest
 from pipeline.store.table import Table
 from pipeline.store.views import create_views
+
+EMBEDDINGS = "embeddings.parquet"
+"""In a run's folder: where it puts texts and images."""
 
 
 class Dataset:
@@ -52,6 +56,10 @@ class Dataset:
         """Names of the finished trainings."""
         return sorted(path.parent.name for path in self.root.glob("runs/*/manifest.json"))
 
+    def embeddings(self) -> dict[str, Path]:
+        """The files of the runs whose texts and images have been embedded, by the run's name."""
+        return {path.parent.name: path for path in sorted(self.root.glob(f"runs/*/{EMBEDDINGS}"))}
+
     def kept_digest(self, splits: Sequence[str], memory_limit: str = "4GB") -> str:
         """A digest of the kept pairs of these splits and of their images: what a model sees of all the stages' work."""
         with self.connect(memory_limit) as connection:
@@ -70,7 +78,8 @@ class Dataset:
         """
         connection = duckdb.connect()
         try:
-            spill = self.root / ".tmp"
+            # Processes that torchrun started have one each.
+            spill = self.root / f".tmp{os.environ.get('RANK', '')}"
             connection.execute("SET memory_limit = ?", [memory_limit])
             connection.execute("SET temp_directory = ?", [str(spill)])
             if threads:

@@ -14,12 +14,16 @@
 | contents    | an image file's content (copies share a row) | sha256, key (of the first copy), split              |
 | funnel      | a rule, with the pairs first dropped by it   | position, stage, rule, threshold, pairs, failing    |
 | unextracted | an image that an extractor has no features of | extractor, key, cause, detail                      |
+| embeddings_<run> | a kept text or image                     | modality, uid, key, text, split, embedding          |
 """
 
+import re
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import duckdb
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from pipeline.store.sql import literal, parquet
 
@@ -111,6 +115,14 @@ def create_views(connection: duckdb.DuckDBPyConnection, dataset: "Dataset", imag
     if failed:
         with suppress(duckdb.Error):  # a damaged file is `extract`'s to make again: no stage may stop over it here
             view("unextracted", " UNION ALL ".join(failed))
+    for name, path in dataset.embeddings().items():
+        with suppress(pa.ArrowException, OSError, KeyError, AttributeError, duckdb.Error):  # likewise, `embed`'s
+            width = pq.read_schema(path).field("embedding").type.list_size
+            # Parquet knows no lists of a fixed size, and DuckDB's functions of vectors take nothing else.
+            view(
+                f"embeddings_{re.sub(r'[^0-9A-Za-z]', '_', name)}",
+                f"SELECT * REPLACE (embedding::FLOAT[{width}] AS embedding) FROM {parquet([path])}",
+            )
 
 
 def _split(dataset: "Dataset") -> str:

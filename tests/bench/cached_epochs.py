@@ -23,7 +23,8 @@ from tests.bench.extraction import photographs
 from tests.bench.made_training import tiny, training
 from tests.bench.measured import pairmill
 from tests.bench.table import Row, write
-from trainers.training import Training
+from trainers.data.mixture import Mixture
+from trainers.loop.training import Training
 
 # Kind of features -> the model that reads them, and how many times faster the cached epoch is to be.
 KINDS = {"region": ("uniter", 20), "grid": ("clip", 3)}
@@ -87,8 +88,11 @@ def epochs(dataset: Dataset, kind: str, extracting_steps: int) -> Row:
     section = load(dataset.root / "recipe.toml").extract[kind]
     extractor = BUILDERS[kind](section, find(section), own_device())
     files = {key: content for tar in dataset.images.paths(".tar") for key, content in members(tar)}
-    store: Any = Extracting(cached.store, extractor, files)
-    extracted.reader = replace(extracted.reader, store=store)
+    assert isinstance(extracted.train, Mixture)
+    (corpus,) = extracted.train.corpora
+    assert corpus.reader is not None
+    store: Any = Extracting(corpus.reader.store, extractor, files)
+    extracted.train = replace(extracted.train, corpora=[replace(corpus, reader=replace(corpus.reader, store=store))])
     fast, slow = _seconds_a_step(cached, 20 * extracting_steps), _seconds_a_step(extracted, extracting_steps)
     _agree(cached, extracted)
     return Row.of(

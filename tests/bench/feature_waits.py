@@ -7,7 +7,6 @@ model is small and its batches are wide: a larger model gives the loader more ti
 import argparse
 import statistics
 import time
-from itertools import islice
 from pathlib import Path
 
 import torch
@@ -16,7 +15,7 @@ from tests.bench.feature_streams import workload
 from tests.bench.made_collection import make_collection
 from tests.bench.made_training import tiny, training
 from tests.bench.table import Row, write
-from trainers.speed import Speed
+from trainers.loop.speed import Speed
 
 RESIDENT = 8  # batches
 
@@ -31,12 +30,12 @@ def waits(images: int, steps: int, rounds: int) -> Row:
         (root / "features").symlink_to(Path("..") / features.name / "features")
     recipe = tiny("uniter", steps=steps, vision={"sample": 0})
     trained = training(dataset, recipe)
-    batches = list(islice(trained._batches(0, RESIDENT), RESIDENT))
+    batches = list(trained.train.batches(0, RESIDENT, 0, 1, False))
     resident, waited, worked = [], [], []
     for _ in range(rounds):
         started = time.perf_counter()
         for number in range(steps):
-            trained._step(*batches[number % RESIDENT])
+            trained._step(number, iter([batches[number % RESIDENT]]))
         resident.append((time.perf_counter() - started) / steps)
         trained.speed = Speed()
         trained.run()

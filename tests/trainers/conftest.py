@@ -1,11 +1,16 @@
 """Fixtures over the made-up datasets of `synthetic`."""
 
+import os
+
 import pytest
 import torch
 from synthetic import make_dataset
 
 from pipeline.store.dataset import Dataset
 from pipeline.store.features import FeatureStore
+
+# What is compared to the last bit is computed on the CPU, whatever the machine has.
+os.environ["ACCELERATE_USE_CPU"] = "true"
 
 
 @pytest.fixture(autouse=True)

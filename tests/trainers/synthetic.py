@@ -14,7 +14,7 @@ from pipeline.model_recipe import ModelRecipe
 from pipeline.store.dataset import Dataset
 from pipeline.store.features import Column, ImageFeatures, write_features
 from pipeline.store.table import Shard, Table
-from trainers.batch import Batch, TextInput, VisionInput
+from trainers.data.batch import Batch, TextInput, VisionInput
 
 COLOURS = ("red", "green", "blue", "black", "white", "yellow")
 THINGS = ("cat", "house", "tree", "flag", "arrow", "face", "button", "car")

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageEnhance, ImageOps
 
 from pipeline.model_recipe import Augmentation, Vision
-from trainers.augmentation import OPERATIONS, SHIFT, augmented
+from trainers.data.augmentation import OPERATIONS, SHIFT, augmented
 
 
 def picture(seed: int, height: int = 48, width: int = 80) -> np.ndarray:

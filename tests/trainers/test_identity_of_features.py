@@ -7,7 +7,7 @@ from synthetic import LONGEST, PATCHES, WIDTH
 from pipeline.errors import PairmillError
 from pipeline.store.dataset import Dataset
 from pipeline.store.features import FeatureStore
-from trainers.features import feature_shape, feature_statistics, features_digest
+from trainers.network.features import feature_shape, feature_statistics, features_digest
 
 
 @pytest.mark.parametrize("features", ["region", "region8", "pixel"])

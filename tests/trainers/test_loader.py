@@ -10,12 +10,12 @@ from synthetic import PATCHES, model_recipe
 
 from pipeline.model_recipe import Augmentation, ModelRecipe
 from pipeline.store.dataset import Dataset
-from pipeline.store.features import FeatureStore, ImageFeatures
-from trainers.augmentation import augmented
-from trainers.batch import VisionInput
-from trainers.loader import VisionReader, make_batch, prefetched
-from trainers.samples import Samples, prepare, read_pairs
-from trainers.text import train_tokenizer
+from pipeline.store.features import ImageFeatures
+from trainers.data.augmentation import augmented
+from trainers.data.batch import VisionInput
+from trainers.data.loader import VisionReader, make_batch, prefetched
+from trainers.data.samples import Samples
+from trainers.data.sources import open_sources
 
 GRIDS = {"grid": (3, 3), "patch": PATCHES}
 ALL_REGION = {"mlm": {}, "mrc_kl": {}, "mrfr": {}}
@@ -25,10 +25,9 @@ def opened(dataset: Dataset, features: str, sample: int = 0, **over: Any) -> tup
     recipe = model_recipe(features, **over)
     vision = recipe.vision.model_copy(update={"sample": sample})
     recipe = ModelRecipe.model_validate(recipe.model_dump() | {"vision": vision.model_dump()})
-    store = FeatureStore(dataset.features(features))
-    pairs = read_pairs(dataset, store, "train", "1GB")
-    samples = prepare(pairs, train_tokenizer(pairs.texts.to_pylist(), 200), recipe, store)
-    return VisionReader(store, recipe.vision, tuple(recipe.objectives.chosen)), samples
+    (corpus,) = open_sources(recipe, dataset, "1GB").train.corpora
+    assert corpus.reader is not None
+    return corpus.reader, corpus.samples
 
 
 def slow(images: list[ImageFeatures], kind: str, taken: list[list[int]]) -> dict[str, np.ndarray]:
@@ -86,10 +85,12 @@ def test_a_batch_is_what_the_store_holds(dataset: Dataset, features: str, sample
                 for image, positions in zip(images, taken, strict=True)
             ]
         check(batch.vision, slow(images, features.rstrip("8"), taken))
-        assert batch.vision.present.sum(1).tolist() == samples.image_lengths[rows].tolist()
-        for row, place in zip(rows, range(len(rows)), strict=True):
+        text, image = samples.lengths
+        assert batch.vision.present.sum(1).tolist() == image[rows].tolist()
+        assert batch.text.present.sum(1).tolist() == text[rows].tolist()
+        for place, row in enumerate(rows):
             present = batch.text.present[place]
-            assert batch.text.tokens[place][present].tolist() == samples.sequence(row).tolist()
+            assert batch.text.tokens[place][present].tolist() == samples.texts[row].tolist()
             assert not batch.text.tokens[place][~present].any()
 
 

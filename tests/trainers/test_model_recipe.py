@@ -1,38 +1,9 @@
-import tomllib
-from pathlib import Path
 from typing import Any
 
 import pytest
 from synthetic import model_recipe
 
 from pipeline.model_recipe import ModelRecipe
-from trainers.embeddings import FeatureShape
-from trainers.model import VisionLanguageModel
-
-MODELS = sorted((Path(__file__).parents[2] / "recipes" / "models").glob("*.toml"))
-
-
-def read(path: Path, **over: Any) -> ModelRecipe:
-    return ModelRecipe.model_validate(tomllib.loads(path.read_text()) | over)
-
-
-@pytest.mark.parametrize("path", MODELS, ids=lambda path: path.stem)
-def test_every_model_builds_at_tiny_scale_and_parses_at_base(path: Path) -> None:
-    tiny = read(path, scale="tiny")
-    shape = FeatureShape(448, 80) if tiny.vision.kind == "region" else FeatureShape(1280, 0, (7, 7))
-    model = VisionLanguageModel(tiny, 2000, shape)
-    assert sum(parameter.numel() for parameter in model.parameters()) < 5_000_000
-    base = read(path)
-    assert base.scale == "base"
-    assert base.encoder.hidden > tiny.encoder.hidden
-
-
-def test_the_base_scale_of_uniter_has_berts_size() -> None:
-    """86 M parameters in the stack, as BERT-base; 16 M more for 30522 pieces in 2048 features' company."""
-    recipe = read(MODELS[[path.stem for path in MODELS].index("uniter")])
-    model = VisionLanguageModel(recipe, 30522, FeatureShape(2048, 1601))
-    stack = sum(parameter.numel() for parameter in model.encoder.parameters())
-    assert stack == pytest.approx(85.05e6, rel=0.01)
 
 
 def test_a_value_outside_of_the_scales_is_laid_over_them() -> None:
@@ -60,7 +31,14 @@ def test_a_value_outside_of_the_scales_is_laid_over_them() -> None:
 @pytest.mark.parametrize(
     ("over", "message"),
     [
-        ({"objectives": {"itc": {}}}, "itc needs an encoder without"),
+        ({"objectives": {"detection": {}}}, "name its extractor in `objects`"),
+        ({"objectives": {"detection": {}}, "objects": "region"}, "needs a decoder with queries"),
+        ({"objectives": {"lm": {"by": "decoder"}}}, "needs a decoder"),
+        ({"objectives": {"mvm": {}}}, "vision.dictionary"),
+        ({"objectives": {"bitext": {}}}, "name itc as well"),
+        ({"objectives": {"itm": {"hard": True}}}, "name itc as well"),
+        ({"vision": {"kind": "grid", "augment": {}}}, "augment needs pixel"),
+        ({"vision": {"kind": "grid"}, "text": {"tags": 4}}, "text.tags are a detector's"),
         ({"vision": {"kind": "grid"}, "objectives": {"mrfr": {}}}, "need region features"),
         ({"objectives": {}}, "at least one objective"),
         ({"batch": {"size": 4, "tokens": 100}}, "either size or tokens"),

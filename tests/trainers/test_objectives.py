@@ -1,25 +1,33 @@
-"""Each objective against a slow reference that was written apart from it."""
+"""Masked words and matching, each against a slow reference that was written apart from it; see test_objectives_*.py."""
 
 import math
+from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from synthetic import CLASSES, OWN, WIDTH, model_recipe, random_batch
+from synthetic import CLASSES, CROSS, FUSED, OWN, WIDTH, model_recipe, random_batch
 from torch import Tensor
 
 from pipeline.errors import PairmillError
-from trainers.batch import Batch, TextInput, VisionInput
-from trainers.embeddings import FeatureShape
-from trainers.encoder import Streams
-from trainers.model import VisionLanguageModel
+from trainers.data.batch import Batch
+from trainers.loop.mixing import outcomes
+from trainers.network.embeddings import FeatureShape
+from trainers.network.model import VisionLanguageModel
+from trainers.network.streams import Streams
+from trainers.network.towers import Towers
+from trainers.network.view import View
 from trainers.objectives import OBJECTIVES, Objective
-from trainers.objectives.itc import ImageTextContrast, contrast
-from trainers.objectives.itm import combinations
-from trainers.objectives.mrc_kl import divergence
+from trainers.objectives.itm import ImageTextMatching, combinations, hard_combinations
+from trainers.objectives.mlm import MaskedLanguageModelling
 
 VOCABULARY = 40
+TOWERS_THEN_FUSION = [
+    {"attention": [OWN], "weights": "separate"},
+    {"attention": [FUSED], "weights": "shared"},
+]
 
 
 def build(objectives: dict[str, dict[str, object]], **over: object) -> VisionLanguageModel:
@@ -28,137 +36,87 @@ def build(objectives: dict[str, dict[str, object]], **over: object) -> VisionLan
     return VisionLanguageModel(recipe, VOCABULARY, FeatureShape(WIDTH, CLASSES)).eval()
 
 
-class Watched:
-    """Records what the model was asked to encode."""
-
-    def __init__(self, model: VisionLanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.text: TextInput | None = None
-        self.vision: VisionInput | None = None
-        self.streams: Streams = {}
-        encode = model.encode
-
-        def watch(text: TextInput | None, vision: VisionInput | None) -> Streams:
-            self.text, self.vision = text, vision
-            self.streams = encode(text, vision)
-            return self.streams
-
-        monkeypatch.setattr(model, "encode", watch)
+def generator(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
 
 
 def run(objective: Objective, model: VisionLanguageModel, batch: Batch, seed: int = 0) -> Tensor:
-    return objective(model, batch, torch.Generator().manual_seed(seed)).loss
+    return objective(Towers(model, batch), generator(seed)).loss
 
 
 def test_the_registry_and_the_recipe_name_the_same_objectives() -> None:
-    every = {"mlm": {}, "mrc_kl": {}, "mrfr": {}, "itm": {}}
-    chosen = model_recipe(objectives=every).objectives
+    chosen = model_recipe(objectives={"mlm": {}}).objectives
     assert set(OBJECTIVES) == set(type(chosen).model_fields)
     with pytest.raises(ValueError, match="two objectives named 'mlm'"):
         OBJECTIVES.add("mlm")(Objective)
 
 
-def test_mlm_is_the_mean_cross_entropy_of_the_chosen_words(monkeypatch: pytest.MonkeyPatch) -> None:
+def mean_cross_entropy(model: VisionLanguageModel, objective: MaskedLanguageModelling, view: View) -> float:
+    """A word at a time, each scored by sums over the hidden units."""
+    assert view.tokens is not None
+    assert view.original_text is not None
+    states = model.encode(view.text, view.vision)["text"].states
+    terms = []
+    for row, position in view.tokens.nonzero().tolist():
+        hidden = objective.transform(states[row, position])
+        scores = [(hidden @ model.text.word.weight[word] + objective.bias[word]).item() for word in range(VOCABULARY)]
+        highest = max(scores)
+        total = highest + math.log(sum(math.exp(score - highest) for score in scores))
+        terms.append(total - scores[int(view.original_text.tokens[row, position])])
+    return sum(terms) / len(terms)
+
+
+@pytest.mark.parametrize("with_images", [True, False])
+def test_mlm_is_the_mean_cross_entropy_of_the_chosen_words(with_images: bool) -> None:
     model, batch = build({"mlm": {"probability": 0.4}}), random_batch(0)
-    watched = Watched(model, monkeypatch)
+    if not with_images:
+        batch = replace(batch, vision=None)
     objective = model.objective("mlm")
-    seen: list[Tensor] = []
-    logits = objective.logits
-    monkeypatch.setattr(objective, "logits", lambda m, states: seen.append(states) or logits(m, states))
-    loss = run(objective, model, batch)
-    assert watched.text is not None
-    # The chosen positions are those whose states went through the head, in order.
-    states = watched.streams["text"].states
-    terms = []
-    for row in range(len(batch)):
-        for position in range(states.shape[1]):
-            if any(torch.equal(states[row, position], other) for other in seen[0]):
-                hidden = objective.transform(states[row, position])
-                scores = [
-                    (hidden @ model.text.word.weight[word] + objective.bias[word]).item() for word in range(VOCABULARY)
-                ]
-                highest = max(scores)
-                total = highest + math.log(sum(math.exp(score - highest) for score in scores))
-                terms.append(total - scores[int(batch.text.tokens[row, position])])
-    assert len(terms) == len(seen[0])
-    assert loss.item() == pytest.approx(sum(terms) / len(terms), rel=1e-4)
-    changed = watched.text.tokens != batch.text.tokens
-    assert not (changed & (batch.text.tokens < 5)).any(), "special tokens and padding stay"
+    assert isinstance(objective, MaskedLanguageModelling)
+    kept = batch.text.tokens.clone()
+    view = objective.corrupt(View.of(batch), generator(3))
+    assert run(objective, model, batch, 3).item() == pytest.approx(mean_cross_entropy(model, objective, view), rel=1e-4)
+    assert torch.equal(batch.text.tokens, kept), "the batch is as it was"
+    changed = view.text.tokens != kept
+    assert changed.any()
+    assert not (changed & ~view.tokens).any()
+    assert not (changed & (kept < 5)).any(), "special tokens and padding stay"
 
 
-@pytest.mark.parametrize("name", ["mrc_kl", "mrfr"])
-def test_masked_regions_leave_no_trace(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The batch is unchanged, the model sees zeros where it must predict, and what stood there changes no state."""
-    model, batch = build({name: {"probability": 0.3}}), random_batch(3)
-    kept = batch.vision.features.clone()
-    watched = Watched(model, monkeypatch)
-    run(model.objective(name), model, batch)
-    assert torch.equal(batch.vision.features, kept)
-    assert watched.vision is not None
-    assert watched.vision.masked is not None
-    masked = watched.vision.masked
-    assert masked.any()
-    assert not watched.vision.features[masked].any()
-    assert torch.equal(watched.vision.features[~masked], kept[~masked])
-    first = watched.streams["vision"].states
-    other = Batch(
-        batch.uids,
-        batch.text,
-        VisionInput(**{**vars(batch.vision), "features": torch.where(masked[..., None], kept + 3, kept)}),
-        batch.partners,
-    )
-    run(model.objective(name), model, other)
-    assert torch.equal(watched.streams["vision"].states, first)
+def test_mlm_of_a_batch_without_words_is_zero_and_has_a_gradient() -> None:
+    model, batch = build({"mlm": {}}), random_batch(0)
+    empty = replace(batch, text=replace(batch.text, tokens=batch.text.tokens.clamp(max=3)))
+    loss = run(model.objective("mlm"), model, empty)
+    assert loss.item() == 0
+    loss.backward()
 
 
-def test_mrfr_regresses_to_the_features_before_masking(monkeypatch: pytest.MonkeyPatch) -> None:
-    model, batch = build({"mrfr": {"probability": 0.3}}), random_batch(4)
-    model.vision.mean.fill_(0.5)
-    model.vision.deviation.fill_(2.0)
-    watched = Watched(model, monkeypatch)
-    objective = model.objective("mrfr")
-    loss = run(objective, model, batch)
-    assert watched.vision is not None
-    assert watched.vision.masked is not None
-    terms = []
-    for row, position in watched.vision.masked.nonzero().tolist():
-        hidden = objective.transform(watched.streams["vision"].states[row, position])
-        for dimension in range(WIDTH):
-            predicted = sum(hidden[unit] * model.vision.project.weight[unit, dimension] for unit in range(len(hidden)))
-            wanted = (float(batch.vision.features[row, position, dimension]) - 0.5) / 2.0
-            terms.append(((predicted + objective.bias[dimension]).item() - wanted) ** 2)
-    assert loss.item() == pytest.approx(sum(terms) / len(terms), rel=1e-3)
-    assert loss.item() > 0.05
-
-
-def test_classes_cannot_be_predicted_where_nobody_knows_them() -> None:
-    recipe = model_recipe(objectives={"mrc_kl": {}})
-    with pytest.raises(PairmillError, match="do not say which there are"):
-        VisionLanguageModel(recipe, VOCABULARY, FeatureShape(WIDTH, 0))
-
-
-def test_kl_against_a_slow_sum() -> None:
-    torch.manual_seed(0)
-    logits, values = torch.randn(6, CLASSES), torch.rand(6, 4) * 0.2
-    values[0, 3] = 0.0
-    ids = torch.stack([torch.randperm(CLASSES)[:4] for _ in range(6)])
-    expected = 0.0
-    for row in range(6):
-        predicted = logits[row].softmax(0)
-        total = float(values[row].sum())
-        for place in range(4):
-            target = float(values[row, place]) / total
-            if target > 0:
-                expected += target * math.log(target / float(predicted[ids[row, place]])) / 6
-    assert divergence(logits, ids, values).item() == pytest.approx(expected, rel=1e-4)
-    certain = torch.full((1, CLASSES), -50.0)
-    certain[0, ids[0]] = (values[0] / values[0].sum()).clamp(min=1e-30).log()
-    assert divergence(certain, ids[:1], values[:1]).item() == pytest.approx(0.0, abs=1e-5)
+def test_in_a_joint_view_words_count_only_where_the_pair_matches() -> None:
+    """ITM recombines first, whatever the recipe's order; every row is masked, and only matching ones are predicted."""
+    model, batch = build({"mlm": {"probability": 0.5}, "itm": {}}, mixing="joint"), random_batch(2, size=8)
+    words, matching = model.objective("mlm"), model.objective("itm")
+    assert isinstance(words, MaskedLanguageModelling)
+    assert isinstance(matching, ImageTextMatching)
+    random = {"itm": 4, "mlm": 5}
+    found = outcomes(model, batch, ["mlm", "itm"], lambda name: generator(random[name]), joint=True)
+    view = words.corrupt(matching.corrupt(View.of(batch), generator(4)), generator(5))
+    assert view.matched is not None
+    assert view.tokens is not None
+    assert (~view.matched).any()
+    assert view.matched.any()
+    assert not view.tokens[~view.matched].any()
+    changed = view.text.tokens != view.original_text.tokens
+    assert changed[~view.matched].any(), "a mask must not tell which rows match"
+    assert found["mlm"].loss.item() == pytest.approx(mean_cross_entropy(model, words, view), rel=1e-4)
+    streams = model.encode(view.text, view.vision)
+    expected = matching_loss(matching.logits(streams), view.matched, halves=False)
+    assert found["itm"].loss.item() == pytest.approx(expected, rel=1e-4)
 
 
 @given(st.integers(0, 10**6), st.integers(2, 12), st.integers(0, 3), st.floats(0, 1))
 @settings(max_examples=120, deadline=None)
 def test_a_mismatch_is_never_a_true_partner(seed: int, size: int, mismatches: int, density: float) -> None:
-    random = torch.Generator().manual_seed(seed)
+    random = generator(seed)
     partners = (torch.rand(size, size, generator=random) < density) | torch.eye(size, dtype=torch.bool)
     judged = combinations(partners, mismatches, random)
     assert torch.equal(partners[judged.texts, judged.images], judged.labels == 1)
@@ -170,59 +128,147 @@ def test_a_mismatch_is_never_a_true_partner(seed: int, size: int, mismatches: in
             assert abs(int(judged.labels.sum()) - size / 2) <= 0.5
 
 
-@pytest.mark.parametrize("pool", ["text", "concat", "product"])
-@pytest.mark.parametrize("mismatches", [0, 2])
-def test_itm_is_the_cross_entropy_with_label_1_for_a_match(pool: str, mismatches: int) -> None:
-    model, batch = build({"itm": {"pool": pool, "mismatches": mismatches}}), random_batch(5, size=6)
+@given(st.integers(0, 10**6), st.integers(2, 10), st.floats(0, 1), st.sampled_from([1.0, 100.0, math.inf, math.nan]))
+@settings(max_examples=120, deadline=None)
+def test_hard_mismatches_are_one_image_and_one_text_a_pair_and_strangers(
+    seed: int, size: int, density: float, scale: float
+) -> None:
+    """Also where the similarities are no numbers any more, which the loop reports, and not the draw."""
+    random = generator(seed)
+    partners = (torch.rand(size, size, generator=random) < density) | torch.eye(size, dtype=torch.bool)
+    judged = hard_combinations(partners, torch.randn(size, size, generator=random) * scale, random)
+    assert torch.equal(partners[judged.texts, judged.images], judged.labels == 1)
+    with_image, with_text = (~partners).any(1), (~partners).any(0)
+    assert len(judged.labels) == size + int(with_image.sum()) + int(with_text.sum())
+    second = size + int(with_image.sum())
+    assert torch.equal(judged.texts[size:second], torch.arange(size)[with_image])
+    assert torch.equal(judged.images[second:], torch.arange(size)[with_text])
+
+
+def test_hard_mismatches_are_drawn_by_their_similarity() -> None:
+    partners = torch.eye(4, dtype=torch.bool)
+    partners[0, 1] = True
+    similarities = torch.tensor(
+        [[9.0, 8.0, 1.0, 2.0], [0.0, 9.0, 3.0, 0.0], [0.0, 0.0, 9.0, -40.0], [1.0, 1.0, 1.0, 9.0]]
+    )
+    images, texts = torch.zeros(4, 4), torch.zeros(4, 4)
+    random, times = generator(0), 4000
+    for _ in range(times):
+        judged = hard_combinations(partners, similarities, random)
+        images[judged.texts[4:8], judged.images[4:8]] += 1 / times
+        texts[judged.texts[8:], judged.images[8:]] += 1 / times
+    for row in range(4):
+        for found, logits, barred in (
+            (images[row], similarities[row], partners[row]),
+            (texts[:, row], similarities[:, row], partners[:, row]),
+        ):
+            weights = [
+                0.0
+                if barred[other]
+                else 1e-4 + math.exp(logits[other]) / sum(math.exp(logit) for logit in logits.tolist())
+                for other in range(4)
+            ]
+            expected = torch.tensor(weights) / sum(weights)
+            assert (found - expected).abs().max() < 0.04
+
+
+def matching_loss(logits: Tensor, matched: Tensor, halves: bool) -> float:
+    losses: dict[bool, list[float]] = {False: [], True: []}
+    for (mismatch, match), label in zip(logits.tolist(), matched.tolist(), strict=True):
+        right, wrong = (match, mismatch) if label else (mismatch, match)
+        losses[label].append(math.log(1 + math.exp(wrong - right)))
+    each = [sum(half) / len(half) for half in losses.values() if half]
+    everything = losses[False] + losses[True]
+    return sum(each) / len(each) if halves else sum(everything) / len(everything)
+
+
+def slow_logits(objective: ImageTextMatching, streams: Streams) -> Tensor:
+    """Of one combination, from the definition of what the head sees."""
+    how = objective.settings
+    text, vision = streams["text"], streams["vision"]
+    if how.pool == "product":
+        seen = [text.states[0][text.present[0]].mean(0), vision.states[0][vision.present[0]][vision.leading :].mean(0)]
+    else:
+        image = vision.states[0][0] if vision.leading else vision.states[0][vision.present[0]].mean(0)
+        seen = [text.states[0][0], image]
+    if how.pool == "text":
+        seen = seen[:1]
+    act = torch.tanh if how.activation == "tanh" else torch.relu
+    if how.dense == "each":
+        seen = [act(layer.weight @ state + layer.bias) for layer, state in zip(objective.dense, seen, strict=True)]
+    whole = torch.cat(seen) if how.pool == "concat" else math.prod(seen[1:], start=seen[0])
+    if how.dense == "together":
+        whole = act(objective.dense[0].weight @ whole + objective.dense[0].bias)
+    return objective.head.weight @ whole + objective.head.bias
+
+
+HEADS: list[dict[str, Any]] = [
+    {"pool": "text"},
+    {"pool": "text", "dense": "none", "hard": True},
+    {"pool": "concat"},
+    {"pool": "concat", "dense": "each", "mismatches": 1},
+    {"pool": "firsts", "dense": "each", "activation": "relu", "width": 24},
+    {"pool": "product", "mismatches": 2},
+    {"pool": "product", "dense": "none", "hard": True},
+]
+
+
+@pytest.mark.parametrize("how", HEADS, ids=str)
+@pytest.mark.parametrize("first", ["none", "token"])
+@pytest.mark.parametrize("blocks", [None, TOWERS_THEN_FUSION], ids=["single stream", "towers"])
+def test_itm_is_the_cross_entropy_with_label_1_for_a_match(
+    how: dict[str, Any], first: str, blocks: list[dict[str, Any]] | None
+) -> None:
+    vision = {"kind": "region", "standardize": True, "first": first}
+    objectives = {"itm": how} | ({"itc": {"width": 8}} if how.get("hard") else {})
+    model, batch = build(objectives, vision=vision, blocks=blocks), random_batch(5, size=6)
     objective = model.objective("itm")
+    assert isinstance(objective, ImageTextMatching)
     loss = run(objective, model, batch, seed=9)
-    judged = combinations(batch.partners, mismatches, torch.Generator().manual_seed(9))
-    losses: dict[int, list[float]] = {0: [], 1: []}
-    for text, image, label in zip(judged.texts, judged.images, judged.labels, strict=True):
+    if how.get("hard"):
+        similarities = model.objective("itc").similarities(Towers(model, batch))
+        judged = hard_combinations(batch.partners, similarities, generator(9))
+        assert len(judged.labels) == 18
+    else:
+        judged = combinations(batch.partners, how.get("mismatches", 0), generator(9))
+    logits = []
+    for text, image in zip(judged.texts, judged.images, strict=True):
         streams = model.encode(batch.text.select(text[None]), batch.vision.select(image[None]))
-        mismatch, match = objective.logits(streams)[0].tolist()
-        right, wrong = (match, mismatch) if label == 1 else (mismatch, match)
-        losses[int(label)].append(math.log(1 + math.exp(wrong - right)))
-    each = [sum(losses[label]) / len(losses[label]) for label in (0, 1)]
-    everything = losses[0] + losses[1]
-    expected = sum(each) / 2 if mismatches else sum(everything) / len(everything)
+        logits.append(slow_logits(objective, streams))
+    expected = matching_loss(torch.stack(logits), judged.labels.bool(), halves="mismatches" in how)
     assert loss.item() == pytest.approx(expected, rel=1e-4)
 
 
-def test_contrast_against_a_slow_sum_and_without_false_negatives() -> None:
-    torch.manual_seed(0)
-    texts, images = torch.nn.functional.normalize(torch.randn(2, 5, 8), dim=-1)
-    partners = torch.eye(5, dtype=torch.bool)
-    partners[0, 1] = partners[1, 0] = partners[3, 4] = True
-    expected = 0.0
-    for row in range(5):
-        for way in (False, True):
-            right = 7.0 * float(texts[row] @ images[row])
-            total = 0.0
-            for other in range(5):
-                text, image = (other, row) if way else (row, other)
-                if text == image or not partners[text, image]:
-                    total += math.exp(7.0 * float(texts[text] @ images[image]))
-            expected += (math.log(total) - right) / 10
-    loss, _ = contrast(texts, images, torch.tensor(7.0), partners)
-    assert loss.item() == pytest.approx(expected, rel=1e-5)
+def test_matching_reads_towers_that_are_computed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = build({"itm": {"hard": True}, "itc": {"width": 8}}, blocks=TOWERS_THEN_FUSION)
+    batch, asked = random_batch(5, size=6), []
+    alone = model.encoder.alone
+    monkeypatch.setattr(model.encoder, "alone", lambda streams: asked.append(set(streams)) or alone(streams))
+    found = outcomes(model, batch, ["itm", "itc"], lambda name: generator(1))
+    assert asked == [{"text"}, {"vision"}] or asked == [{"vision"}, {"text"}]
+    sum(outcome.loss for outcome in found.values()).backward()
+    assert all(parameter.grad is not None for parameter in model.objective("itc").parameters())
 
 
-def test_contrast_equals_open_clips() -> None:
-    from open_clip.loss import ClipLoss
+def test_states_of_two_widths_are_not_multiplied_unless_each_has_a_layer() -> None:
+    encoder = {
+        "hidden": 16,
+        "heads": 2,
+        "feedforward": 24,
+        "vision": {"hidden": 12, "heads": 2, "feedforward": 20},
+        "cross": {"width": 8, "heads": 2},
+        "blocks": [{"attention": [OWN, CROSS], "weights": "separate"}],
+    }
+    with pytest.raises(PairmillError, match="16 and 12"):
+        build({"itm": {"pool": "product"}}, encoder=encoder)
+    model = build({"itm": {"pool": "firsts", "dense": "each"}}, encoder=encoder)
+    assert torch.isfinite(run(model.objective("itm"), model, random_batch(1)))
 
-    torch.manual_seed(0)
-    texts, images = torch.nn.functional.normalize(torch.randn(2, 6, 8), dim=-1)
-    loss, _ = contrast(texts, images, torch.tensor(14.3), torch.eye(6, dtype=torch.bool))
-    assert loss.item() == pytest.approx(ClipLoss()(images, texts, torch.tensor(14.3)).item(), rel=1e-5)
 
-
-def test_the_scale_starts_at_one_over_007_and_stops_at_100() -> None:
-    model = build({"itc": {"width": 8}}, blocks=[{"attention": [OWN], "weights": "separate"}])
-    objective, batch = model.objective("itc"), random_batch(6)
-    assert isinstance(objective, ImageTextContrast)
-    random = torch.Generator()
-    assert objective(model, batch, random).scalars["scale"].item() == pytest.approx(1 / 0.07)
-    with torch.no_grad():
-        objective.log_scale.fill_(20.0)
-    assert objective(model, batch, random).scalars["scale"].item() == pytest.approx(100.0)
+def test_hard_mismatches_need_what_they_are_drawn_by() -> None:
+    with pytest.raises(ValueError, match="name itc"):
+        model_recipe(objectives={"itm": {"hard": True}})
+    with pytest.raises(ValueError, match="leave mismatches out"):
+        model_recipe(objectives={"itm": {"hard": True, "mismatches": 1}, "itc": {}})
+    with pytest.raises(ValueError, match="another mixing"):
+        model_recipe(objectives={"itm": {"hard": True}, "itc": {}}, mixing="joint")

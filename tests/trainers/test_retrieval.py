@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trainers.evaluate import examples, truth
-from trainers.retrieval import chance, recall, retrieval
+from trainers.tasks.retrieval import chance, recall, retrieval
 
 
 @given(st.integers(0, 10**6), st.integers(1, 8), st.integers(1, 25))

@@ -2,13 +2,13 @@
 
 import json
 import shutil
-import time
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
 import torch
+from made_feed import rarely
 from synthetic import CROSS, OWN, commit_features, make_dataset, model_recipe
 
 from pipeline.engine import engine
@@ -19,73 +19,49 @@ from pipeline.recipe import Recipe
 from pipeline.store.dataset import Dataset
 from pipeline.store.features import FeatureStore
 from trainers import evaluate, train
-from trainers import training as training_module
-from trainers.checkpoint import Checkpoint
-from trainers.metrics import Metrics
-from trainers.optimizer import learning_rate, make_optimizer
-from trainers.samples import prepare, read_pairs
-from trainers.text import train_tokenizer
+from trainers.data.loader import VisionReader
+from trainers.data.samples import read_pairs
+from trainers.data.sources import open_sources
+from trainers.data.text import encode
+from trainers.loop.checkpoint import Checkpoint
+from trainers.loop.metrics import Metrics
+from trainers.loop.ranking import ranking
+from trainers.loop.training import Training
+from trainers.tasks.retrieval import retrieval
+from trainers.tasks.scoring import Scorer
 from trainers.train import new_model
-from trainers.training import Training
 
 ALL = {"mlm": {}, "mrc_kl": {}, "mrfr": {}, "itm": {}}
 
 
-def training(dataset: Dataset, recipe: ModelRecipe, folder: Path, every: float = 1e9) -> Training:
-    store = FeatureStore(dataset.features(recipe.features))
-    pairs = [read_pairs(dataset, store, split, "1GB") for split in ("train", "validation")]
-    tokenizer = train_tokenizer(pairs[0].texts, recipe.text.vocabulary)
-    train, validation = (prepare(some, tokenizer, recipe, store) for some in pairs)
-    model = new_model(recipe, tokenizer, store, pairs[0].keys)
-    checkpoint = Checkpoint(folder, "key")
-    return Training(recipe, model, store, train, validation, checkpoint, torch.device("cpu"), checkpoint_seconds=every)
+def training(dataset: Dataset, recipe: ModelRecipe, folder: Path) -> Training:
+    corpora = open_sources(recipe, dataset, "1GB")
+    model = new_model(recipe, corpora)
+    return Training(recipe, model, corpora.train, corpora.validation, Checkpoint(folder, "key"))
 
 
-@pytest.mark.parametrize("mixing", ["draw", "sum"])
+@pytest.mark.parametrize("mixing", ["draw", "sum", "joint"])
 def test_a_resumed_run_equals_an_uninterrupted_one(dataset: Dataset, tmp_path: Path, mixing: str) -> None:
+    """From features: cut off in the middle of an epoch, after 4 and again after 9 steps."""
     recipe = model_recipe(
-        objectives=ALL, mixing=mixing, steps=24, vision={"kind": "region", "standardize": True, "sample": 5}
+        objectives=ALL,
+        mixing=mixing,
+        steps=18,
+        vision={"kind": "region", "standardize": True, "sample": 5},
+        checkpoints={"seconds": 0},
     )
-    whole = training(dataset, recipe, tmp_path / "whole")
+    whole = training(dataset, rarely(recipe), tmp_path / "whole")
     whole.run()
-    # Checkpoints after every step; killed after 7 and, by a crash that lost the newest state, again after 15.
-    training(dataset, recipe, tmp_path / "parts", every=-1).run(stop=7)
-    middle = training(dataset, recipe, tmp_path / "parts", every=-1)
-    middle.run(stop=15)
-    resumed = training(dataset, recipe, tmp_path / "parts")
-    resumed.run()
-    assert resumed.metrics.rows == whole.metrics.rows
-    for (name, one), other in zip(whole.model.state_dict().items(), resumed.model.state_dict().values(), strict=True):
-        assert torch.equal(one, other), name
+    for stop in (4, 9, None):
+        resumed = training(dataset, recipe if stop else rarely(recipe), tmp_path / "parts")
+        resumed.run(stop)
+    assert_same(resumed, whole)
 
 
-def test_curves_beyond_the_checkpoint_are_dropped(tmp_path: Path) -> None:
-    metrics = Metrics()
-    for step in range(5):
-        metrics.add(step, {"loss": step})
-    metrics.append_new(tmp_path / "metrics.jsonl")
-    with open(tmp_path / "metrics.jsonl", "a") as file:
-        file.write('[5, "lo')
-    again = Metrics()
-    again.restore(tmp_path / "metrics.jsonl", 3)
-    assert again.rows == [(0, "loss", 0.0), (1, "loss", 1.0), (2, "loss", 2.0)]
-    assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 3
-
-
-def test_a_checkpoint_of_another_key_counts_as_none(dataset: Dataset, tmp_path: Path) -> None:
-    one = training(dataset, model_recipe(steps=4), tmp_path / "checkpoint", every=-1)
-    one.run()
-    assert Checkpoint(tmp_path / "checkpoint", "other").restore(one.model, one.optimizer, Metrics()) == 0
-    assert not (tmp_path / "checkpoint").exists()
-
-
-def test_a_loss_that_is_not_finite_stops_and_leaves_the_uids(dataset: Dataset, tmp_path: Path) -> None:
-    broken = training(dataset, model_recipe(), tmp_path / "checkpoint")
-    with torch.no_grad():
-        broken.model.vision.project.weight[0, 0] = torch.nan
-    with pytest.raises(PairmillError, match="not finite at step 0"):
-        broken.run()
-    assert len(json.loads((tmp_path / "failed-batch.json").read_text())["uids"]) >= 8
+def assert_same(one: Training, other: Training) -> None:
+    assert one.metrics.rows == other.metrics.rows
+    for (name, tensor), same in zip(one.model.state_dict().items(), other.model.state_dict().values(), strict=True):
+        assert torch.equal(tensor, same), name
 
 
 def test_edges_balance_the_objectives() -> None:
@@ -100,25 +76,24 @@ def test_edges_balance_the_objectives() -> None:
     assert last == pytest.approx((3 * 4.15 + 1.0) / 4)
 
 
-def test_the_rate_warms_up_and_decays() -> None:
-    settings = model_recipe(optimizer={"learning_rate": 1.0, "warmup": 4}).optimizer
-    rates = [learning_rate(settings, step, 12) for step in range(12)]
-    assert rates[:5] == [0.25, 0.5, 0.75, 1.0, 1.0]
-    assert rates[-1] == pytest.approx(1 / 8)
-    assert rates[4:] == sorted(rates[4:], reverse=True)
-
-
-def test_no_decay_on_biases_and_norms_and_scaled_rates(dataset: Dataset, tmp_path: Path) -> None:
-    run = training(dataset, model_recipe(), tmp_path)
-    optimizer = make_optimizer(run.model, run.recipe.optimizer, [1.0, 5.0])
-    seen = 0
-    for group in optimizer.param_groups:
-        seen += len(group["params"])
-        for parameter in group["params"]:
-            assert (group["weight_decay"] > 0) == (parameter.ndim > 1)
-    assert seen == len(list(run.model.parameters()))
-    scaled = {id(p) for group in optimizer.param_groups if group["scale"] == 5.0 for p in group["params"]}
-    assert scaled == {id(parameter) for parameter in run.model.encoder.blocks[1].parameters()}
+def test_the_ranking_is_that_of_an_evaluation(dataset: Dataset, tmp_path: Path) -> None:
+    """On the split's pairs, all of which are taken here, beside `truth` and `retrieval` of texts and not of tokens."""
+    recipe = RUNS["dual"].model_copy(update={"steps": 30})
+    corpora = open_sources(recipe, dataset, "1GB")
+    model = new_model(recipe, corpora)
+    Training(recipe, model, corpora.train, None, Checkpoint(tmp_path, "key")).run()
+    ranked = ranking(model, recipe, corpora.validation)
+    assert ranked is not None
+    pairs = read_pairs(dataset, corpora.store, "validation", "1GB")
+    texts, keys = sorted(set(pairs.texts.to_pylist())), [key.decode() for key in pairs.keys]
+    tokens = encode(corpora.tokenizer, texts, recipe.text.max_tokens)
+    scorer = Scorer(model, VisionReader(corpora.store, recipe.vision), torch.device("cpu"))
+    right = evaluate.truth(texts, len(keys), pairs.texts.to_pylist(), pairs.image_of)
+    wanted = retrieval(scorer.scores(tokens, keys), right)
+    found = ranked()
+    assert set(found) == {f"{way}_r{cut}" for way in ("t2i", "i2t") for cut in (1, 5, 10)}
+    assert found == {name: wanted[name] for name in found}
+    assert ranking(model, RUNS["co"], corpora.validation) is None
 
 
 RUNS: dict[str, Any] = {
@@ -156,7 +131,8 @@ def test_train_and_evaluate(tmp_path: Path) -> None:
         } <= names
         assert info["pairs_without_features"] == 0
         speed = pq.read_table(table.folder / "speed.parquet")
-        assert set(speed["name"].to_pylist()) == {"loader_wait", "samples/s"}
+        assert set(speed["name"].to_pylist()) == {"loader_wait", "samples/s", "tokens/s", "padding"}
+        assert len(list((table.folder / "tensorboard").iterdir())) == 1
         assert not (table.folder / "checkpoint").exists()
     assert "R@10" in evaluate.run(job(dataset, "evaluate"))
     assert evaluate.run(job(dataset, "evaluate")) == UP_TO_DATE
@@ -224,41 +200,13 @@ def test_each_kind_learns(dataset: Dataset, tmp_path: Path, features: str) -> No
 def test_a_resumed_run_of_any_kind_equals_an_uninterrupted_one(dataset: Dataset, tmp_path: Path, features: str) -> None:
     kind = features.rstrip("8")
     vision = {"kind": kind, "sample": 3} | ({"augment": {}} if kind == "pixel" else {})
-    recipe = model_recipe(features, steps=8, vision=vision)
-    whole = training(dataset, recipe, tmp_path / "whole")
+    recipe = model_recipe(features, steps=8, vision=vision, checkpoints={"seconds": 0})
+    whole = training(dataset, rarely(recipe), tmp_path / "whole")
     whole.run()
-    training(dataset, recipe, tmp_path / "parts", every=-1).run(stop=3)
-    resumed = training(dataset, recipe, tmp_path / "parts")
-    resumed.run()
-    assert resumed.metrics.rows == whole.metrics.rows
-    for (name, one), other in zip(whole.model.state_dict().items(), resumed.model.state_dict().values(), strict=True):
-        assert torch.equal(one, other), name
-
-
-def test_the_time_spent_waiting_is_measured(dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Against a loader and a step that are slowed down by known amounts."""
-    run = training(dataset, model_recipe(steps=4, validations=0), tmp_path)
-    make, step = training_module.make_batch, run._step
-
-    def slow_make(*arguments: Any) -> Any:
-        time.sleep(0.3)
-        return make(*arguments)
-
-    def slow_step(*arguments: Any) -> Any:
-        time.sleep(0.1)
-        return step(*arguments)
-
-    monkeypatch.setattr(training_module, "make_batch", slow_make)
-    monkeypatch.setattr(run, "_step", slow_step)
-    run.run()
-    # At least 1.2 s until the last batch is there, most of which the steps of 0.1 s wait, whatever else is slow.
-    assert 0.2 < run.speed.summary["loader_wait"] < 1
-    shares = [value for _, name, value in run.speed.curve.rows if name == "loader_wait"]
-    assert len(shares) == 4
-    assert all(0.0 <= share < 1 for share in shares)
-    assert max(shares) > 0.2
-    seen = run.speed.samples
-    assert run.speed.summary["samples_per_second"] == pytest.approx(seen / (run.speed.waited + run.speed.worked), 0.01)
+    for stop in (3, None):
+        resumed = training(dataset, recipe if stop else rarely(recipe), tmp_path / "parts")
+        resumed.run(stop)
+    assert_same(resumed, whole)
 
 
 def test_the_same_run_is_the_same_file(tmp_path: Path) -> None:

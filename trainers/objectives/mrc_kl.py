@@ -1,60 +1,54 @@
 """Masked region classification by KL divergence (UNITER, section 3.2: MRC-kl; ViLBERT, section 3.2).
 
-15 % of an image's regions, at least one, and what overlaps them, lose their feature (see `masking`); the text is in
-full sight. The target is the detector's stored class distribution: its K kept probabilities, renormalised to sum to 1.
-loss = KL(target || prediction), summed over the classes, averaged over the masked regions. Only the M masked regions go
-through the head: (M, hidden) -> (M, classes).
+Some of an image's regions are masked (see `masking.corrupt_regions`). The target is the detector's stored class
+distribution: its K kept probabilities, renormalised to sum to 1. loss = KL(target || prediction), summed over the
+classes, averaged over the masked regions of matching rows. Only these M regions go through the head:
+(M, hidden) -> (M, classes).
 """
 
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
-from pipeline.errors import PairmillError
 from pipeline.model_recipe import MaskedRegions
-from trainers.batch import Batch
-from trainers.embeddings import EPSILON
-from trainers.objectives.masking import choose_regions
-from trainers.objectives.objective import OBJECTIVES, Objective, Outcome, Sizes
+from trainers.network.streams import Streams, Wanted
+from trainers.network.view import View
+from trainers.objectives.masking import corrupt_regions
+from trainers.objectives.objective import OBJECTIVES, Outcome, Reading, Sizes
+from trainers.objectives.regions import known_classes, prediction_head
 
 if TYPE_CHECKING:
-    from trainers.model import VisionLanguageModel
+    from trainers.network.model import VisionLanguageModel
 
 
 @OBJECTIVES.add("mrc_kl")
-class MaskedRegionClassification(Objective):
+class MaskedRegionDistribution(Reading):
     settings: MaskedRegions
     columns = ("boxes", "topk_ids", "topk_values")
+    needs = frozenset({"vision"})
 
     def __init__(self, settings: MaskedRegions, sizes: Sizes) -> None:
         super().__init__(settings, sizes)
-        if not sizes.features.classes:
-            raise PairmillError(
-                "mrc_kl predicts the detector's classes, and these features do not say which there are",
-                "import them with CLASSES=names.txt, or leave mrc_kl out",
-            )
-        self.head = nn.Sequential(
-            nn.Linear(sizes.hidden, sizes.hidden),
-            nn.GELU(),
-            nn.LayerNorm(sizes.hidden, EPSILON),
-            nn.Linear(sizes.hidden, sizes.features.classes),
-        )
+        self.head = prediction_head(sizes.vision, known_classes("mrc_kl", sizes.features), sizes.epsilon)
 
-    def forward(self, model: "VisionLanguageModel", batch: Batch, random: torch.Generator) -> Outcome:
-        vision = batch.vision
-        assert vision.boxes is not None
+    def corrupt(self, view: View, random: torch.Generator) -> View:
+        return corrupt_regions(view, self.settings, random)
+
+    def wanted(self, view: View) -> Wanted:
+        assert view.regions is not None
+        return Wanted({"vision": view.regions})
+
+    def loss(self, model: "VisionLanguageModel", view: View, streams: Streams) -> Outcome:
+        vision = view.original_vision
+        assert view.regions is not None
+        assert vision is not None
         assert vision.class_ids is not None
         assert vision.class_values is not None
-        chosen = choose_regions(
-            vision.present, vision.boxes, self.settings.probability, self.settings.co_mask_iou, random
-        ).to(vision.present.device)
+        chosen = view.regions & view.true_rows
         ids, values = vision.class_ids[chosen].long(), vision.class_values[chosen]
-        hidden = replace(vision, features=vision.features.masked_fill(chosen[..., None], 0), masked=chosen)
-        states = model.encode(batch.text, hidden)["vision"].states[chosen]
-        return Outcome(divergence(self.head(states), ids, values))
+        return Outcome(divergence(self.head(streams["vision"].inputs[chosen]), ids, values))
 
 
 def divergence(logits: Tensor, ids: Tensor, values: Tensor) -> Tensor:

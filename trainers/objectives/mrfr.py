@@ -1,52 +1,61 @@
-"""Masked region feature regression (UNITER, section 3.2: MRFR).
+"""Masked region feature regression (UNITER, section 3.2: MRFR; LXMERT, section 3.1: RoI-feature regression).
 
-15 % of an image's regions, at least one, and what overlaps them, lose their feature (see `masking`); the text is in
-full sight. The target is the feature as it was, by the train split's statistics where the recipe standardises.
-loss = squared error, averaged over the D dimensions and the masked regions. Only the M masked regions go through the
-head: (M, hidden) -> transform -> (M, D), whose last weights are the input projection's, transposed, as in UNITER's
-code.
+Some of an image's regions are masked (see `masking.corrupt_regions`). The target is the feature as it was, by the train
+split's statistics where the recipe standardises. loss = squared error, or smooth L1 (LXMERT's code: Huber's with delta
+1), averaged over the D dimensions and the masked regions of matching rows. Only these M regions go through the head:
+(M, hidden) -> transform -> (M, D), whose last weights are the input projection's, transposed, as in UNITER's code, or
+its own.
 """
 
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pipeline.model_recipe import MaskedRegions
-from trainers.batch import Batch
-from trainers.embeddings import EPSILON
-from trainers.objectives.masking import choose_regions
-from trainers.objectives.objective import OBJECTIVES, Objective, Outcome, Sizes
+from pipeline.model_recipe import RegionRegression
+from trainers.network.streams import Streams, Wanted
+from trainers.network.view import View
+from trainers.objectives.masking import corrupt_regions
+from trainers.objectives.objective import OBJECTIVES, Outcome, Reading, Sizes
 
 if TYPE_CHECKING:
-    from trainers.model import VisionLanguageModel
+    from trainers.network.model import VisionLanguageModel
 
 
 @OBJECTIVES.add("mrfr")
-class MaskedRegionFeatureRegression(Objective):
-    settings: MaskedRegions
+class MaskedRegionFeatureRegression(Reading):
+    settings: RegionRegression
     columns = ("boxes",)
+    needs = frozenset({"vision"})
 
-    def __init__(self, settings: MaskedRegions, sizes: Sizes) -> None:
+    def __init__(self, settings: RegionRegression, sizes: Sizes) -> None:
         super().__init__(settings, sizes)
         self.transform = nn.Sequential(
-            nn.Linear(sizes.hidden, sizes.hidden), nn.GELU(), nn.LayerNorm(sizes.hidden, EPSILON)
+            nn.Linear(sizes.vision, sizes.vision), nn.GELU(), nn.LayerNorm(sizes.vision, sizes.epsilon)
         )
-        self.bias = nn.Parameter(torch.zeros(sizes.features.width))
+        width = sizes.features.width
+        self.out = nn.Linear(sizes.vision, width, bias=False) if settings.head == "own" else None
+        self.bias = nn.Parameter(torch.zeros(width))
 
-    def forward(self, model: "VisionLanguageModel", batch: Batch, random: torch.Generator) -> Outcome:
-        vision = batch.vision
-        assert vision.boxes is not None
-        chosen = choose_regions(
-            vision.present, vision.boxes, self.settings.probability, self.settings.co_mask_iou, random
-        ).to(vision.present.device)
-        targets = model.vision.standardized(vision.values(chosen))
-        hidden = replace(vision, features=vision.features.masked_fill(chosen[..., None], 0), masked=chosen)
-        states = model.encode(batch.text, hidden)["vision"].states[chosen]
-        return Outcome(functional.mse_loss(self.predicted(model, states).float(), targets))
+    def corrupt(self, view: View, random: torch.Generator) -> View:
+        return corrupt_regions(view, self.settings, random)
+
+    def wanted(self, view: View) -> Wanted:
+        assert view.regions is not None
+        return Wanted({"vision": view.regions})
+
+    def loss(self, model: "VisionLanguageModel", view: View, streams: Streams) -> Outcome:
+        assert view.regions is not None
+        assert view.original_vision is not None
+        chosen = view.regions & view.true_rows
+        targets = model.vision.standardized(view.original_vision.values(chosen))
+        predicted = self.predicted(model, streams["vision"].inputs[chosen]).float()
+        error = functional.mse_loss if self.settings.loss == "l2" else functional.smooth_l1_loss
+        # A sum over none is zero and not NaN, should no row match.
+        return Outcome(error(predicted, targets, reduction="sum") / max(targets.numel(), 1))
 
     def predicted(self, model: "VisionLanguageModel", states: Tensor) -> Tensor:
         """(M, hidden) -> (M, D)."""
-        return functional.linear(self.transform(states), model.vision.project.weight.t(), self.bias)
+        weight = model.vision.project.weight.t() if self.out is None else self.out.weight
+        return functional.linear(self.transform(states), weight, self.bias)

@@ -28,7 +28,7 @@ from pipeline.store.dataset import Dataset
 from pipeline.store.features import FeatureStore
 from pipeline.store.features.exchange import lxmert_tsv, sources
 from pipeline.store.table import Table
-from trainers.loader import VisionReader
+from trainers.data.loader import VisionReader
 
 NAMES = [f"COCO_val2014_{number:012d}" for number in (9, 25, 30, 34, 36, 42, 49)]
 

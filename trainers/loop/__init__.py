@@ -1,0 +1,1 @@
+"""The loop: steps, their losses and draws, checkpoints, curves."""

@@ -1,0 +1,1 @@
+"""What a trained model is asked: to score, to rank, to write."""
