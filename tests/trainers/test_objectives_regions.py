@@ -144,10 +144,8 @@ def test_rows_that_do_not_match_are_not_predicted(name: str) -> None:
     matched = torch.tensor([True, False, True, False])
     view = View.of(batch).combined(texts, torch.tensor([0, 2, 2, 0]), matched)
     objective, view, streams = read(model, name, view)
-    whole = objective.loss(model, view, streams).loss
-    only = replace(view, regions=view.regions & matched[:, None])
-    assert whole.item() == pytest.approx(objective.loss(model, only, streams).loss.item())
-    none = replace(view, matched=torch.zeros(4, dtype=torch.bool))
+    assert view.regions.any(1).tolist() == matched.tolist()
+    _, none, streams = read(model, name, View.of(batch).combined(texts, texts, torch.zeros(4, dtype=torch.bool)))
     loss = objective.loss(model, none, streams).loss
     assert loss.item() == 0.0
     loss.backward()

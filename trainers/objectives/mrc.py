@@ -8,43 +8,32 @@ head: (M, hidden) -> (M, classes).
 
 from typing import TYPE_CHECKING
 
-import torch
 from torch.nn import functional
 
 from pipeline.model_recipe import MaskedRegions
-from trainers.network.streams import Streams, Wanted
+from trainers.network.streams import Streams
 from trainers.network.view import View
-from trainers.objectives.masking import corrupt_regions
-from trainers.objectives.objective import OBJECTIVES, Outcome, Reading, Sizes
-from trainers.objectives.regions import detected_classes, known_classes, prediction_head
+from trainers.objectives.objective import OBJECTIVES, Outcome, Sizes
+from trainers.objectives.regions import RegionReading, detected_classes, known_classes, prediction_head
 
 if TYPE_CHECKING:
     from trainers.network.model import VisionLanguageModel
 
 
 @OBJECTIVES.add("mrc")
-class MaskedRegionClassification(Reading):
+class MaskedRegionClassification(RegionReading):
     settings: MaskedRegions
     columns = ("boxes", "topk_ids", "topk_values")
-    needs = frozenset({"vision"})
 
     def __init__(self, settings: MaskedRegions, sizes: Sizes) -> None:
         super().__init__(settings, sizes)
         self.head = prediction_head(sizes.vision, known_classes("mrc", sizes.features), sizes.epsilon)
 
-    def corrupt(self, view: View, random: torch.Generator) -> View:
-        return corrupt_regions(view, self.settings, random)
-
-    def wanted(self, view: View) -> Wanted:
-        assert view.regions is not None
-        return Wanted({"vision": view.regions})
-
     def loss(self, model: "VisionLanguageModel", view: View, streams: Streams) -> Outcome:
         assert view.regions is not None
         assert view.original_vision is not None
-        chosen = view.regions & view.true_rows
-        classes = detected_classes(view.original_vision, chosen)
-        logits = self.head(streams["vision"].inputs[chosen]).float()
+        classes = detected_classes(view.original_vision, view.regions)
+        logits = self.head(streams["vision"].inputs[view.regions]).float()
         # A sum over none is zero and not NaN, should no row match.
         loss = functional.cross_entropy(logits, classes, reduction="sum") / max(len(classes), 1)
         right = (logits.argmax(-1) == classes).float().sum() / max(len(classes), 1)

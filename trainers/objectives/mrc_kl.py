@@ -13,32 +13,23 @@ from torch import Tensor
 from torch.nn import functional
 
 from pipeline.model_recipe import MaskedRegions
-from trainers.network.streams import Streams, Wanted
+from trainers.network.streams import Streams
 from trainers.network.view import View
-from trainers.objectives.masking import corrupt_regions
-from trainers.objectives.objective import OBJECTIVES, Outcome, Reading, Sizes
-from trainers.objectives.regions import known_classes, prediction_head
+from trainers.objectives.objective import OBJECTIVES, Outcome, Sizes
+from trainers.objectives.regions import RegionReading, known_classes, prediction_head
 
 if TYPE_CHECKING:
     from trainers.network.model import VisionLanguageModel
 
 
 @OBJECTIVES.add("mrc_kl")
-class MaskedRegionDistribution(Reading):
+class MaskedRegionDistribution(RegionReading):
     settings: MaskedRegions
     columns = ("boxes", "topk_ids", "topk_values")
-    needs = frozenset({"vision"})
 
     def __init__(self, settings: MaskedRegions, sizes: Sizes) -> None:
         super().__init__(settings, sizes)
         self.head = prediction_head(sizes.vision, known_classes("mrc_kl", sizes.features), sizes.epsilon)
-
-    def corrupt(self, view: View, random: torch.Generator) -> View:
-        return corrupt_regions(view, self.settings, random)
-
-    def wanted(self, view: View) -> Wanted:
-        assert view.regions is not None
-        return Wanted({"vision": view.regions})
 
     def loss(self, model: "VisionLanguageModel", view: View, streams: Streams) -> Outcome:
         vision = view.original_vision
@@ -46,9 +37,8 @@ class MaskedRegionDistribution(Reading):
         assert vision is not None
         assert vision.class_ids is not None
         assert vision.class_values is not None
-        chosen = view.regions & view.true_rows
-        ids, values = vision.class_ids[chosen].long(), vision.class_values[chosen]
-        return Outcome(divergence(self.head(streams["vision"].inputs[chosen]), ids, values))
+        ids, values = vision.class_ids[view.regions].long(), vision.class_values[view.regions]
+        return Outcome(divergence(self.head(streams["vision"].inputs[view.regions]), ids, values))
 
 
 def divergence(logits: Tensor, ids: Tensor, values: Tensor) -> Tensor:

@@ -14,20 +14,19 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from pipeline.model_recipe import RegionRegression
-from trainers.network.streams import Streams, Wanted
+from trainers.network.streams import Streams
 from trainers.network.view import View
-from trainers.objectives.masking import corrupt_regions
-from trainers.objectives.objective import OBJECTIVES, Outcome, Reading, Sizes
+from trainers.objectives.objective import OBJECTIVES, Outcome, Sizes
+from trainers.objectives.regions import RegionReading
 
 if TYPE_CHECKING:
     from trainers.network.model import VisionLanguageModel
 
 
 @OBJECTIVES.add("mrfr")
-class MaskedRegionFeatureRegression(Reading):
+class MaskedRegionFeatureRegression(RegionReading):
     settings: RegionRegression
     columns = ("boxes",)
-    needs = frozenset({"vision"})
 
     def __init__(self, settings: RegionRegression, sizes: Sizes) -> None:
         super().__init__(settings, sizes)
@@ -38,19 +37,11 @@ class MaskedRegionFeatureRegression(Reading):
         self.out = nn.Linear(sizes.vision, width, bias=False) if settings.head == "own" else None
         self.bias = nn.Parameter(torch.zeros(width))
 
-    def corrupt(self, view: View, random: torch.Generator) -> View:
-        return corrupt_regions(view, self.settings, random)
-
-    def wanted(self, view: View) -> Wanted:
-        assert view.regions is not None
-        return Wanted({"vision": view.regions})
-
     def loss(self, model: "VisionLanguageModel", view: View, streams: Streams) -> Outcome:
         assert view.regions is not None
         assert view.original_vision is not None
-        chosen = view.regions & view.true_rows
-        targets = model.vision.standardized(view.original_vision.values(chosen))
-        predicted = self.predicted(model, streams["vision"].inputs[chosen]).float()
+        targets = model.vision.standardized(view.original_vision.values(view.regions))
+        predicted = self.predicted(model, streams["vision"].inputs[view.regions]).float()
         error = functional.mse_loss if self.settings.loss == "l2" else functional.smooth_l1_loss
         # A sum over none is zero and not NaN, should no row match.
         return Outcome(error(predicted, targets, reduction="sum") / max(targets.numel(), 1))

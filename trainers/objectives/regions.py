@@ -4,8 +4,27 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.errors import PairmillError
+from pipeline.model_recipe import MaskedRegions
 from trainers.data.batch import VisionInput
 from trainers.network.embeddings import FeatureShape
+from trainers.network.streams import Wanted
+from trainers.network.view import View
+from trainers.objectives.masking import corrupt_regions
+from trainers.objectives.objective import Reading
+
+
+class RegionReading(Reading):
+    """An objective that predicts masked regions; those that share a view predict the same ones."""
+
+    settings: MaskedRegions
+    needs = frozenset({"vision"})
+
+    def corrupt(self, view: View, random: torch.Generator) -> View:
+        return corrupt_regions(view, self.settings, random)
+
+    def wanted(self, view: View) -> Wanted:
+        assert view.regions is not None
+        return Wanted({"vision": view.regions})
 
 
 def known_classes(objective: str, shape: FeatureShape | None) -> int:
