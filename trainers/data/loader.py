@@ -16,12 +16,12 @@ from pipeline.model_recipe import Augmentation, Vision
 from pipeline.store.features import SCALES, FeatureStore, Padded
 from trainers.data.augmentation import augmented
 from trainers.data.batch import Batch, TextInput, VisionInput
-from trainers.network.embeddings import VISION_EMBEDDINGS
-from trainers.network.features import feature_shape
-from trainers.objectives import OBJECTIVES
 from trainers.data.samples import Samples
 from trainers.data.sequences import Sequences
 from trainers.data.text import Pieces, SpecialTokens
+from trainers.network.embeddings import VISION_EMBEDDINGS
+from trainers.network.features import feature_shape
+from trainers.objectives import OBJECTIVES
 
 Item = TypeVar("Item")
 Made = TypeVar("Made")

@@ -9,8 +9,8 @@ from pipeline.model_recipe import Batches
 from trainers.data.batch import Batch
 from trainers.data.loader import VisionReader, make_batch, prefetched
 from trainers.data.plan import Epoch, Step, plan_epoch
-from trainers.loop.randomness import numpy_generator, seed_of
 from trainers.data.samples import Samples
+from trainers.loop.randomness import numpy_generator, seed_of
 
 STEPS_AT_ONCE = 4096
 """Steps whose sources are drawn together."""

@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from pipeline.model_recipe import Batches
-from trainers.loop.randomness import numpy_generator
 from trainers.data.samples import Samples
+from trainers.loop.randomness import numpy_generator
 
 MIXED_SHARDS = 64
 """Shards whose row groups are shuffled together; a feature store keeps twice as many open."""

@@ -16,7 +16,6 @@ from pipeline.model_recipe import ModelRecipe, Source
 from pipeline.store.atomic import file_sha256
 from pipeline.store.dataset import Dataset
 from pipeline.store.features import FeatureStore
-from trainers.network.features import features_digest
 from trainers.data.loader import VisionReader
 from trainers.data.mixture import Corpus, Mixture
 from trainers.data.samples import Catalogue, Pairs, Partners, Samples, pairs_in
@@ -25,6 +24,7 @@ from trainers.data.tags import image_tags
 from trainers.data.text import Pieces, load_tokenizer
 from trainers.data.text_files import read_texts, states_of
 from trainers.data.token_cache import TokenCache
+from trainers.network.features import features_digest
 from trainers.weights import tokenizer_file
 
 Split = Literal["train", "validation"]
