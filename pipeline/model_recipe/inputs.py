@@ -27,7 +27,7 @@ class Text(Section):
     pool: Literal["first", "last", "mean"] = "first"
     """Which state stands for the text: [CLS] (BERT); the last token, [SEP] (CLIP's end of text); or their mean."""
     word_dropout: Share = 0.0
-    """Which share of the tokens a training step does not see (Iyyer et al. 2015); [CLS] always is seen."""
+    """Which share of the tokens a training step does not see (Iyyer et al. 2015); the first and the last always are."""
     tags: Annotated[int, Field(ge=0)] = 0
     """At most so many tokens of object tags, the detector's class names, and their [SEP] follow the caption (Oscar); 0
     is none."""

@@ -71,6 +71,12 @@ class ModelRecipe(Section):
             raise ValueError(
                 "omvm and pra look for objects among the cells of a grid: they need grid or patch features"
             )
+        masking = [settings for settings in (objectives.mrc, objectives.mrc_kl, objectives.mrfr) if settings]
+        if vision.standardize and not all(settings.mask_embedding for settings in masking):
+            raise ValueError(
+                "mask_embedding = false puts zeros for features as stored, which with vision.standardize are no "
+                "zeros to the model: leave one of them out"
+            )
         if objectives.mvm and not vision.dictionary:
             raise ValueError("mvm predicts the entries of vision.dictionary")
         supervised = [name for name in ("detection", "omvm", "pra") if getattr(objectives, name)]

@@ -181,3 +181,11 @@ def test_words_and_features_that_a_training_step_does_without() -> None:
     torch.testing.assert_close(
         built.eval().embed(None, batch.vision)["vision"].states, built.embed(None, batch.vision)["vision"].states
     )
+
+
+def test_the_last_token_stands_for_the_text_whatever_words_are_dropped() -> None:
+    built, batch = model(text={"word_dropout": 0.6, "pool": "last", "causal": True}), random_batch(6, size=32)
+    assert batch.text is not None
+    stream = built.train().embed(batch.text, None)["text"]
+    last = batch.text.present.sum(1) - 1
+    torch.testing.assert_close(stream.pooled(), stream.states[torch.arange(32), last])

@@ -177,3 +177,19 @@ def test_a_joint_view_has_one_choice_of_regions(monkeypatch: pytest.MonkeyPatch)
 def test_classes_cannot_be_predicted_where_nobody_knows_them(name: str) -> None:
     with pytest.raises(PairmillError, match=f"{name} predicts the detector's classes"):
         VisionLanguageModel(model_recipe(objectives={name: {}}), VOCABULARY, FeatureShape(WIDTH, 0))
+
+
+@pytest.mark.parametrize("name", ["mrc", "mrc_kl"])
+def test_the_whole_image_has_no_class(name: str) -> None:
+    """It stands among an extractor's regions, with probabilities of zero: it is no target, and dilutes no mean."""
+    model, batch = build({name: {"probability": 0.9}}), random_batch(9, size=4)
+    assert batch.vision is not None
+    values = batch.vision.class_values.clone()
+    values[:, 0] = 0
+    view = View.of(replace(batch, vision=replace(batch.vision, class_values=values)))
+    objective, view, streams = read(model, name, view)
+    assert view.regions[:, 0].any()
+    without = view.regions.clone()
+    without[:, 0] = False
+    loss = objective.loss(model, view, streams).loss
+    torch.testing.assert_close(loss, objective.loss(model, replace(view, regions=without), streams).loss)

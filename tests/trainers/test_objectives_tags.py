@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from synthetic import CLASSES, WIDTH, model_recipe, random_batch
 
-from trainers.data.batch import Batch, TextInput
+from trainers.data.batch import Batch, TextInput, spliced
 from trainers.loop.mixing import applicable, outcomes
 from trainers.network.embeddings import FeatureShape
 from trainers.network.model import VisionLanguageModel
@@ -22,7 +22,6 @@ from trainers.objectives.tag_contrast import (
     OWN,
     ObjectTagContrast,
     draw_classes,
-    spliced,
 )
 
 
@@ -92,7 +91,7 @@ def test_captions_and_tags_are_spliced_as_lists_would_be(seed: int, size: int) -
     text, captions, tags = tagged(seed, size)
     random = torch.Generator().manual_seed(seed)
     first, second = torch.randint(size, (2, 5), generator=random)
-    made = spliced(text, first, second, pad=0)
+    made = spliced(text, first, second)
     for row, (caption, tag) in enumerate(zip(first.tolist(), second.tolist(), strict=True)):
         whole = [*captions[caption], *tags[tag]]
         there = made.present[row]
@@ -113,7 +112,7 @@ def test_tag_contrast_is_the_cross_entropy_of_the_classes(classes: int) -> None:
     drawn = draw_classes(batch.partners, classes, torch.Generator().manual_seed(6))
     total = 0.0
     for row in range(8):
-        text = spliced(batch.text, drawn.captions[row : row + 1], drawn.tags[row : row + 1], 0)
+        text = spliced(batch.text, drawn.captions[row : row + 1], drawn.tags[row : row + 1])
         states = model.encode(text, batch.vision.select(torch.tensor([row])))["text"].states[0, 0]
         scores = (objective.head.weight @ torch.tanh(objective.dense.weight @ states)).tolist()
         total += math.log(sum(math.exp(score) for score in scores)) - scores[int(drawn.labels[row])]
@@ -144,3 +143,19 @@ def test_it_applies_where_there_are_tags_and_not_beside_matching_in_one_input() 
         tag_model(objectives={"itm": {}, "tag_contrast": {}}, mixing="joint")
     with pytest.raises(ValueError, match=r"text\.tags"):
         model_recipe(objectives={"tag_contrast": {}})
+
+
+def test_a_mismatch_has_the_tags_of_its_image() -> None:
+    """As a model is asked later; the caption's own tags beside another image would tell the answer."""
+    batch = tag_batch(4)
+    assert batch.text is not None
+    assert batch.text.segments is not None
+    texts, images = torch.tensor([0, 1, 2, 0]), torch.tensor([0, 2, 1, 3])
+    view = View.of(batch).combined(texts, images, texts == images)
+    assert view.text is not None
+    assert view.text.segments is not None
+    for row, (text, image) in enumerate(zip(texts.tolist(), images.tolist(), strict=True)):
+        for owner, segment in ((text, 0), (image, 1)):
+            own = batch.text.tokens[owner][batch.text.present[owner] & (batch.text.segments[owner] == segment)]
+            made = view.text.tokens[row][view.text.present[row] & (view.text.segments[row] == segment)]
+            assert made.tolist() == own.tolist()

@@ -99,6 +99,27 @@ class Batch:
         return _to(self, device)
 
 
+def spliced(text: TextInput, captions: Tensor, tags: Tensor) -> TextInput:
+    """The captions and the tags of the rows (N,) int64 each of a batch, side by side; padded to the longest, by 0."""
+    assert text.segments is not None
+    of_caption = (text.present & (text.segments == 0)).sum(1)
+    first, second = of_caption[captions], (text.present.sum(1) - of_caption)[tags]
+    places = torch.arange(int((first + second).max()), device=first.device).expand(len(first), -1)
+    in_tags = places >= first[:, None]
+    present = places < (first + second)[:, None]
+    rows = torch.where(in_tags, tags[:, None], captions[:, None])
+    columns = torch.where(in_tags, places - first[:, None] + of_caption[tags][:, None], places)
+    columns = columns.clamp(max=text.tokens.shape[1] - 1)
+    continues = None if text.continues is None else text.continues[rows, columns] & present
+    return TextInput(
+        tokens=text.tokens[rows, columns].masked_fill(~present, 0),
+        present=present,
+        segments=(in_tags & present).long(),
+        continues=continues,
+        prefix=None if text.prefix is None else text.prefix[captions],
+    )
+
+
 def _select(value: Input, rows: Tensor) -> Input:
     tensors = {field.name: getattr(value, field.name) for field in fields(value)}
     return replace(

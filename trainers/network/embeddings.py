@@ -53,7 +53,9 @@ class TextEmbedding(nn.Module):
         if not self.training or not self.word_dropout:
             return text.present
         kept = torch.rand(text.present.shape, device=text.present.device) >= self.word_dropout
+        # The first and the last token stand for the text.
         kept[:, 0] = True
+        kept.scatter_(1, text.present.long().sum(1, keepdim=True) - 1, True)
         return text.present & kept
 
     def _order(self, text: TextInput, before: int) -> Tensor | None:

@@ -44,7 +44,7 @@ class Stream:
         if self.summary == "first":
             return places == 0
         if self.summary == "last":
-            return places == self.present.long().sum(1, keepdim=True) - 1
+            return places == (places * self.present).amax(1, keepdim=True)
         return self.present & (places >= self.leading)
 
     def mean(self) -> Tensor:

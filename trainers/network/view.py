@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from trainers.data.batch import Batch, TextInput, VisionInput
+from trainers.data.batch import Batch, TextInput, VisionInput, spliced
 
 
 @dataclass(frozen=True)
@@ -41,11 +41,12 @@ class View:
     def combined(self, texts: Tensor, images: Tensor, matched: Tensor) -> "View":
         """Other rows of the batch together: (N,) int64 of its texts and images, (N,) bool whether they match.
 
-        Only before anything is masked.
+        Object tags are the image's, as they are when a model is asked. Only before anything is masked.
         """
         assert self.text is not None
         assert self.vision is not None
-        text, vision = self.text.select(texts), self.vision.select(images)
+        vision = self.vision.select(images)
+        text = self.text.select(texts) if self.text.segments is None else spliced(self.text, texts, images)
         return replace(
             self,
             text=text,

@@ -71,6 +71,9 @@ class ImageTextMatching(Reading):
         else:
             judged = combinations(partners, self.settings.mismatches, random)
         texts, images, matched = _on_device(judged, batch.partners.device)
+        if batch.text.segments is not None:  # the tags behind a caption change with the image: no tower is as it was
+            view = View.of(batch).combined(texts, images, matched)
+            return self.loss(towers.model, view, towers.encode(view, self.wanted(view)))
         return self._outcome(towers.cross(texts, images, self._wanted), self._words(batch.text)[texts], matched)
 
     def wanted(self, view: View) -> Wanted | None:

@@ -1,8 +1,10 @@
 """Twins of the towers that follow them slowly, and a queue of what they made of former batches (MoCo; ALBEF, 3.1).
 
-A twin's weights are w' <- decay w' + (1 - decay) w before each training step; the first takes w as it is, so that
-weights which were loaded after the model was built are followed as well. Buffers are copied. The queue holds the
-newest keys in order of age; places that were never filled are nobody's negatives. All of it is in the state_dict.
+A twin's weights are w' <- decay w' + (1 - decay) w before each training batch (with `accumulate` a step has several);
+the first takes w as it is, so that weights which were loaded after the model was built are followed as well. Buffers
+are copied. The queue holds the newest keys in order of age; places that were never filled are nobody's negatives. It
+does not know partners, as ALBEF's: another caption of an image that it holds counts as a negative. All of it is in the
+state_dict.
 """
 
 import copy

@@ -14,7 +14,7 @@ from pipeline.model_recipe import MaskedRegions
 from trainers.network.streams import Streams
 from trainers.network.view import View
 from trainers.objectives.objective import OBJECTIVES, Outcome, Sizes
-from trainers.objectives.regions import RegionReading, detected_classes, known_classes, prediction_head
+from trainers.objectives.regions import RegionReading, detected_classes, known_classes, prediction_head, told_regions
 
 if TYPE_CHECKING:
     from trainers.network.model import VisionLanguageModel
@@ -30,10 +30,10 @@ class MaskedRegionClassification(RegionReading):
         self.head = prediction_head(sizes.vision, known_classes("mrc", sizes.features), sizes.epsilon)
 
     def loss(self, model: "VisionLanguageModel", view: View, streams: Streams) -> Outcome:
-        assert view.regions is not None
         assert view.original_vision is not None
-        classes = detected_classes(view.original_vision, view.regions)
-        logits = self.head(streams["vision"].inputs[view.regions]).float()
+        told = told_regions(view)
+        classes = detected_classes(view.original_vision, told)
+        logits = self.head(streams["vision"].inputs[told]).float()
         # A sum over none is zero and not NaN, should no row match.
         loss = functional.cross_entropy(logits, classes, reduction="sum") / max(len(classes), 1)
         right = (logits.argmax(-1) == classes).float().sum() / max(len(classes), 1)

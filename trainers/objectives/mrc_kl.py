@@ -16,7 +16,7 @@ from pipeline.model_recipe import MaskedRegions
 from trainers.network.streams import Streams
 from trainers.network.view import View
 from trainers.objectives.objective import OBJECTIVES, Outcome, Sizes
-from trainers.objectives.regions import RegionReading, known_classes, prediction_head
+from trainers.objectives.regions import RegionReading, known_classes, prediction_head, told_regions
 
 if TYPE_CHECKING:
     from trainers.network.model import VisionLanguageModel
@@ -33,12 +33,12 @@ class MaskedRegionDistribution(RegionReading):
 
     def loss(self, model: "VisionLanguageModel", view: View, streams: Streams) -> Outcome:
         vision = view.original_vision
-        assert view.regions is not None
         assert vision is not None
         assert vision.class_ids is not None
         assert vision.class_values is not None
-        ids, values = vision.class_ids[view.regions].long(), vision.class_values[view.regions]
-        return Outcome(divergence(self.head(streams["vision"].inputs[view.regions]), ids, values))
+        told = told_regions(view)
+        ids, values = vision.class_ids[told].long(), vision.class_values[told]
+        return Outcome(divergence(self.head(streams["vision"].inputs[told]), ids, values))
 
 
 def divergence(logits: Tensor, ids: Tensor, values: Tensor) -> Tensor:

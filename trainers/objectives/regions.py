@@ -27,6 +27,15 @@ class RegionReading(Reading):
         return Wanted({"vision": view.regions})
 
 
+def told_regions(view: View) -> Tensor:
+    """(N, V) bool: of the regions to predict those of which the detector says a class. Of the whole image, which stands
+    among an extractor's regions, it says none."""
+    assert view.regions is not None
+    assert view.original_vision is not None
+    assert view.original_vision.class_values is not None
+    return view.regions & (view.original_vision.class_values.sum(-1) > 0)
+
+
 def known_classes(objective: str, shape: FeatureShape | None) -> int:
     """How many classes the detector knows. Raises PairmillError where the features do not say which there are."""
     if shape is None or not shape.classes:

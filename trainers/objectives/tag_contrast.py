@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from pipeline.model_recipe import TagContrast
-from trainers.data.batch import TextInput
+from trainers.data.batch import spliced
 from trainers.network.streams import Streams, Wanted
 from trainers.network.view import View
 from trainers.objectives.objective import OBJECTIVES, Outcome, Reading, Sizes
@@ -35,7 +35,6 @@ class ObjectTagContrast(Reading):
 
     def __init__(self, settings: TagContrast, sizes: Sizes) -> None:
         super().__init__(settings, sizes)
-        self.special = sizes.special
         self.dense = nn.Linear(sizes.hidden, sizes.hidden)
         self.head = nn.Linear(sizes.hidden, settings.classes)
 
@@ -43,7 +42,7 @@ class ObjectTagContrast(Reading):
         assert view.text is not None
         classes = draw_classes(view.batch.partners.cpu(), self.settings.classes, random)
         device = view.text.tokens.device
-        text = spliced(view.text, classes.captions.to(device), classes.tags.to(device), self.special.pad)
+        text = spliced(view.text, classes.captions.to(device), classes.tags.to(device))
         labels = classes.labels.to(device)
         return replace(
             view, text=text, original_text=text, own_tags=labels != OTHER_TAGS, matched=labels != OTHER_CAPTION
@@ -89,24 +88,3 @@ def draw_classes(partners: Tensor, classes: int, random: torch.Generator) -> Cla
     other_caption = polluted & of_caption & text_found
     labels = torch.full_like(rows, OWN).masked_fill(other_tags, OTHER_TAGS).masked_fill(other_caption, OTHER_CAPTION)
     return Classes(torch.where(other_caption, texts, rows), torch.where(other_tags, images, rows), labels)
-
-
-def spliced(text: TextInput, captions: Tensor, tags: Tensor, pad: int) -> TextInput:
-    """The captions and the tags of the rows (N,) int64 each of a batch, side by side; padded to the longest."""
-    assert text.segments is not None
-    of_caption = (text.present & (text.segments == 0)).sum(1)
-    first, second = of_caption[captions], (text.present.sum(1) - of_caption)[tags]
-    places = torch.arange(int((first + second).max()), device=first.device).expand(len(first), -1)
-    in_tags = places >= first[:, None]
-    present = places < (first + second)[:, None]
-    rows = torch.where(in_tags, tags[:, None], captions[:, None])
-    columns = torch.where(in_tags, places - first[:, None] + of_caption[tags][:, None], places)
-    columns = columns.clamp(max=text.tokens.shape[1] - 1)
-    continues = None if text.continues is None else text.continues[rows, columns] & present
-    return TextInput(
-        tokens=text.tokens[rows, columns].masked_fill(~present, pad),
-        present=present,
-        segments=(in_tags & present).long(),
-        continues=continues,
-        prefix=None if text.prefix is None else text.prefix[captions],
-    )
