@@ -5,12 +5,16 @@ drives as the command line does: one that was broken off carries on, and what is
 a process to itself, so that memory is its own.
 """
 
+import ctypes
 import json
 import multiprocessing
 import resource
+import signal
+import sys
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -35,6 +39,8 @@ from trainers.saved import SPEED
 from trainers.tasks.retrieval import CUTS
 from trainers.tasks.scoring import why_not
 
+_SET_DEATH_SIGNAL = 1
+"""PR_SET_PDEATHSIG."""
 RUNS = "study"
 """The folder of the study's runs, below `runs`: out of the way of the recipe's own."""
 MEASURED = "measured.json"
@@ -45,6 +51,10 @@ _RANKS = " / ".join(map(str, CUTS))
 HEADER = f"""\
 | system | features | seeds | text to image R@{_RANKS} | image to text R@{_RANKS} | parameters | a step | memory |
 |---|---|--:|--:|--:|--:|--:|--:|"""
+
+
+class KilledError(PairmillError):
+    """A training's process is gone: that says nothing about the model, and ends the study."""
 
 
 @dataclass(frozen=True)
@@ -87,10 +97,10 @@ class Study:
 
     def check(self, model: str) -> Path:
         """The model's file. Raises PairmillError where there is none, or none at this scale."""
-        path = self.recipes / f"{model}.toml"
-        if not path.exists():
-            there = ", ".join(sorted(path.stem for path in self.recipes.glob("*.toml")))
-            raise PairmillError(f"there is no model {model!r}", f"name some of {there}")
+        paths = {path.stem: path for path in sorted(self.recipes.glob("*.toml"))}
+        if model not in paths:
+            raise PairmillError(f"there is no model {model!r}", f"name some of {', '.join(paths)}")
+        path = paths[model]
         scales = tomllib.loads(path.read_text(encoding="utf-8"))["scales"]
         if self.scale not in scales:
             raise PairmillError(f"{model} has no scale {self.scale!r}", f"name one of {', '.join(scales)}")
@@ -188,6 +198,8 @@ def _row(job: Job, study: Study, model: str, features: str) -> Row:
     try:
         recipes = [study.recipe(model, features, kind, seed) for seed in range(study.seeds)]
         runs = tuple(_measured(job, study.name(model, features, seed), recipe) for seed, recipe in enumerate(recipes))
+    except KilledError:
+        raise
     except PairmillError as error:
         return Row(model, features, reason=_first_line(error))
     return Row(model, features, runs, reason=next((run.reason for run in runs if run.reason), ""))
@@ -202,7 +214,14 @@ def _measured(job: Job, name: str, recipe: ModelRecipe) -> Measured:
     reason = why_not(recipe.objectives) or ""
     if not (found := _finished(table, key, ranks=not reason)):
         with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as alone:
-            found = alone.submit(_train_and_evaluate, job.dataset.root, job.recipe, name, recipe, key).result()
+            work = alone.submit(_train_and_evaluate, job.dataset.root, job.recipe, name, recipe, key)
+            try:
+                found = work.result()
+            except BrokenProcessPool:
+                raise KilledError(
+                    f"{name}: its process was killed, perhaps for want of memory",
+                    "run the study again: what is finished stays, and this one carries on",
+                ) from None
         job.log("measured", run=name, peak_bytes=found["peak_bytes"])
         print(f"measured  {name}", flush=True)
     assert recipe.batch.size
@@ -230,6 +249,7 @@ def _finished(table: Table, key: str, ranks: bool) -> dict[str, Any]:
 
 def _train_and_evaluate(root: Path, recipe: Recipe, name: str, model: ModelRecipe, key: str) -> dict[str, Any]:
     """In a process of its own; returns what was measured, which is also kept."""
+    _end_with_parent()
     whole = recipe.model_copy(update={"train": {name: model}})
     job = Job("train", whole, Dataset(root), engine("local", 1))
     peak = None if train.run(job) == UP_TO_DATE else _peak_bytes()
@@ -238,6 +258,12 @@ def _train_and_evaluate(root: Path, recipe: Recipe, name: str, model: ModelRecip
     found = {"key": key, "run": table.manifest.key, "peak_bytes": peak}
     write_json(table.folder / MEASURED, found)
     return found
+
+
+def _end_with_parent() -> None:
+    """A study that is killed takes its training along, which would go on writing beside the next one's."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_SET_DEATH_SIGNAL, signal.SIGKILL)
 
 
 def _peak_bytes() -> int:

@@ -55,6 +55,7 @@ def run(job: Job) -> str:
                 f"{name}: loss {info['loss_first']:.3f} -> {info['loss_last']:.3f} in {info['steps']} steps, "
                 f"{info['samples_per_second']:,.0f} pairs/s, {info['loader_wait']:.1%} of it waiting for the loader"
                 + (f"; {without:,} pairs without features" if without else "")
+                + "".join(f"; {count:,} rows left out: {why}" for why, count in info["rows_skipped"].items())
             )
     if ranks() > 1:
         leave_ranks()

@@ -1,6 +1,7 @@
 """The objectives' settings, and the table of those that take part."""
 
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -165,7 +166,7 @@ class TagContrast(Weighted):
 
 
 class Objectives(Section):
-    """The weight table. An objective that is not named takes no part."""
+    """The weight table. An objective that is not named, or is false, takes no part."""
 
     mlm: MaskedTokens | None = None
     lm: LanguageModelling | None = None
@@ -181,6 +182,14 @@ class Objectives(Section):
     vse: Hinge | None = None
     bitext: Translations | None = None
     tag_contrast: TagContrast | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _switched_off(cls, values: Any) -> Any:
+        """`false` takes out what the model's file names."""
+        if not isinstance(values, Mapping):
+            return values
+        return {name: settings for name, settings in values.items() if settings is not False}
 
     @property
     def chosen(self) -> dict[str, Weighted]:

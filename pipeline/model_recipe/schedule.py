@@ -51,7 +51,13 @@ class EarlyStop(Section):
     """So many validations without a new best end it."""
     metric: str = "loss"
     """A name from the curves, without "validation/": loss is the weighted sum of the objectives', loss/itm is one's."""
-    best: Literal["lowest", "highest"] = "lowest"
+    best: Literal["lowest", "highest"] | None = None
+    """By default what the metric's name says: recalls and accuracies are best when highest, all else when lowest."""
+
+    @property
+    def highest(self) -> bool:
+        rises = self.metric.startswith(("t2i_r", "i2t_r", "accuracy"))
+        return rises if self.best is None else self.best == "highest"
 
 
 class Checkpoints(Section):

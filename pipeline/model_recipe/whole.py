@@ -42,6 +42,21 @@ class ModelRecipe(Section):
     compile: bool = False
     """Whether `torch.compile` makes the blocks' kernels: minutes at the start, and a C++ compiler on a CPU."""
 
+    def parts(self, source: Source) -> frozenset[str]:
+        """What the batches of a source have: of "text", "vision", "objects", "tags", "translation"."""
+        found = {
+            "pairs": {"text", "vision"},
+            "texts": {"text"},
+            "images": {"vision"},
+            "bitext": {"text", "translation"},
+        }
+        parts = found[source.kind]
+        if "vision" in parts and self.objects:
+            parts |= {"objects"}
+        if parts >= {"text", "vision"} and self.text.tags:
+            parts |= {"tags"}
+        return frozenset(parts)
+
     @model_validator(mode="before")
     @classmethod
     def _at_scale(cls, values: Any) -> Any:

@@ -8,7 +8,9 @@ import torch
 from synthetic import CLASSES, WIDTH, model_recipe, random_batch
 from torch import Tensor
 
+from pipeline.errors import PairmillError
 from trainers.data.batch import Batch
+from trainers.loop.losses import MixedLosses
 from trainers.loop.mixing import applicable, outcomes
 from trainers.loop.randomness import torch_generator
 from trainers.network.embeddings import FeatureShape
@@ -112,6 +114,29 @@ def test_what_a_batch_lacks_its_objectives_go_without() -> None:
             found = outcomes(built, lacking, left, draws, joint)
             assert all(torch.isfinite(outcome.loss) for outcome in found.values())
             assert list(found) == left
+
+
+@pytest.mark.parametrize(
+    ("sources", "objectives", "message"),
+    [
+        (["texts"], {"itm": {}}, "none of the objectives itm applies to the source of texts"),
+        (["pairs", "texts"], {"itc": {"width": 8}}, "applies to the source of texts"),
+        (["texts"], {"mlm": {}, "itm": {}}, "the objective itm needs text, vision"),
+        (["pairs"], {"itc": {"width": 8}, "bitext": {}}, "the objective bitext needs text, translation"),
+        (["pairs", "bitext"], {"itc": {"width": 8}, "bitext": {}}, None),
+        (["pairs", "texts", "images"], {"mlm": {}, "mrc": {}}, None),
+    ],
+)
+def test_what_no_source_feeds_is_found_before_the_first_step(
+    sources: list[str], objectives: dict[str, Any], message: str | None
+) -> None:
+    recipe = model_recipe(objectives=objectives, sources=[{"kind": kind} for kind in sources])
+    built = VisionLanguageModel(recipe, 40, FeatureShape(WIDTH, CLASSES))
+    if message is None:
+        MixedLosses(built, recipe)
+        return
+    with pytest.raises(PairmillError, match=message):
+        MixedLosses(built, recipe)
 
 
 @pytest.mark.parametrize("joint", [False, True])

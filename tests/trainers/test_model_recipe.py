@@ -48,3 +48,20 @@ def test_a_value_outside_of_the_scales_is_laid_over_them() -> None:
 def test_what_does_not_fit_together_is_refused(over: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         model_recipe(**over)
+
+
+def test_an_objective_of_the_file_is_switched_off_by_false() -> None:
+    recipe = model_recipe(objectives={"mlm": {}, "itm": False})
+    assert list(recipe.objectives.chosen) == ["mlm"]
+    with pytest.raises(ValueError, match="at least one"):
+        model_recipe(objectives={"mlm": False})
+
+
+@pytest.mark.parametrize(
+    ("metric", "best", "highest"),
+    [("loss", None, False), ("t2i_r10", None, True), ("accuracy/itm", None, True), ("t2i_r1", "lowest", False)],
+)
+def test_the_best_of_a_metric_is_known_by_its_name(metric: str, best: str | None, highest: bool) -> None:
+    recipe = model_recipe(early_stop={"patience": 1, "metric": metric, "best": best})
+    assert recipe.early_stop is not None
+    assert recipe.early_stop.highest == highest

@@ -1,6 +1,11 @@
 """A study trains the same steps for all, says why some cannot, carries on where it was, and adds up its seeds."""
 
 import math
+import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -104,3 +109,38 @@ def test_seeds_are_averaged_with_their_spread() -> None:
 def test_names_are_separated_by_spaces_or_commas() -> None:
     assert chosen("a b,c  a", ["x"]) == ("a", "b", "c")
     assert chosen(" ", ["x", "y"]) == ("x", "y")
+
+
+def test_a_killed_training_is_one_message(dataset_of_its_own: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And a model's name is no path."""
+    monkeypatch.setattr(study, "_train_and_evaluate", _killed)
+    asked = Study(MODELS, ("clip",), ("grid",), seeds=1, steps=4, batch=16)
+    with pytest.raises(PairmillError, match="its process was killed"):
+        study.run(job(dataset_of_its_own), asked)
+    with pytest.raises(PairmillError, match="there is no model"):
+        asked.check("../models/clip")
+
+
+def _killed(*_: object) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a child of its parent's death")
+def test_a_study_that_is_killed_takes_its_training_along(tmp_path: Path) -> None:
+    program = (
+        "import subprocess, sys; from trainers.study import _end_with_parent;"
+        "child = subprocess.Popen([sys.executable, '-c', 'import time; from trainers.study import _end_with_parent;'"
+        " ' _end_with_parent(); print(1, flush=True); time.sleep(60)'], stdout=subprocess.PIPE);"
+        "child.stdout.readline(); print(child.pid, flush=True); child.wait()"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
+    assert parent.stdout
+    child = int(parent.stdout.readline())
+    parent.kill()
+    parent.wait()
+    for _ in range(100):
+        state = Path(f"/proc/{child}/stat")
+        if not state.exists() or state.read_text().split()[2] == "Z":
+            return
+        time.sleep(0.1)
+    raise AssertionError("the child still runs")

@@ -64,6 +64,14 @@ def assert_same(one: Training, other: Training) -> None:
         assert torch.equal(tensor, same), name
 
 
+def test_edges_that_drew_nothing_in_common_are_made_wider() -> None:
+    metrics = Metrics()
+    for step, name in enumerate(["mlm", "mlm", "itm", "itm"]):
+        metrics.add(step, {f"loss/{name}": 4.0 - step})
+    first, last = metrics.edges(4, {"mlm": 1.0, "itm": 1.0})
+    assert (first, last) == (pytest.approx((3.5 + 1.5) / 2), pytest.approx((3.5 + 1.5) / 2))
+
+
 def test_edges_balance_the_objectives() -> None:
     metrics = Metrics()
     for step in range(40):

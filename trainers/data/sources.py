@@ -58,10 +58,13 @@ def open_sources(recipe: ModelRecipe, dataset: Dataset, memory_limit: str) -> Co
     items = {split: [reading.items(source, split) for source in recipe.sources] for split in SPLITS}
     for source, found in zip(recipe.sources, items["train"], strict=True):
         if not len(found.uids):
+            skipped = "; ".join(f"{count:,} rows left out: {reason}" for reason, count in found.skipped.items())
             raise PairmillError(
                 f"the source of {source.kind} of {', '.join(source.files) or source.dataset or dataset.root} has none"
-                " to train on",
-                "enlarge [split], relax the recipe's rules, or leave the source out",
+                " to train on" + (f" ({skipped})" if skipped else ""),
+                "repair or rename what its `files` name"
+                if source.files
+                else "enlarge [split], relax the recipe's rules, or leave the source out",
             )
     tokenizer = reading.tokenizer([column for found in items["train"] for column in found.texts])
     own = reading.images(None, recipe.features)

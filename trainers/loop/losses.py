@@ -40,6 +40,7 @@ class MixedLosses(nn.Module):
         self.model = model
         self.seed, self.mixing = recipe.seed, recipe.mixing
         self.weights = {name: settings.weight for name, settings in recipe.objectives.chosen.items()}
+        _check_fed(model, recipe)
 
     def forward(self, batch: Batch, names: Sequence[str], draws: Draws) -> dict[str, Tensor]:
         """The named objectives on the batch: "loss/itm", and its scalars as "accuracy/itm"; all of them scalars.
@@ -72,3 +73,22 @@ class MixedLosses(nn.Module):
             return names
         weights = torch.tensor([self.weights[name] for name in names])
         return [names[int(torch.multinomial(weights, 1, generator=torch_generator(self.seed, "draw", step)))]]
+
+
+def _check_fed(model: VisionLanguageModel, recipe: ModelRecipe) -> None:
+    """Raise PairmillError where a source feeds no objective, or an objective has no source: before the first step."""
+    parts = [recipe.parts(source) for source in recipe.sources]
+    for source, there in zip(recipe.sources, parts, strict=True):
+        if not any(model.objective(name).needs <= there for name in recipe.objectives.chosen):
+            raise PairmillError(
+                f"none of the objectives {', '.join(recipe.objectives.chosen)} applies to the source of {source.kind}, "
+                f"whose batches have {', '.join(sorted(there))}",
+                "name one that does in `objectives`, or leave that source out of `sources`",
+            )
+    for name in recipe.objectives.chosen:
+        if not any(model.objective(name).needs <= there for there in parts):
+            lacking = ", ".join(sorted(model.objective(name).needs))
+            raise PairmillError(
+                f"the objective {name} needs {lacking}, and none of the `sources` has all of it",
+                f"add such a source, or switch it off: objectives.{name} = false",
+            )

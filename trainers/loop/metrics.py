@@ -68,18 +68,22 @@ class Metrics:
         """Mean loss over the first and over the last 5 % of the steps.
 
         Each objective is averaged by itself and the means are added by weight, over the objectives that both ends have
-        seen: where a step draws one objective, the two ends are comparable whatever was drawn.
+        seen: where a step draws one objective, the two ends are comparable whatever was drawn. Ends that have seen none
+        in common are made wider.
         """
-        edge = max(1, math.ceil(steps * EDGE))
-        ends: list[dict[str, list[float]]] = [defaultdict(list), defaultdict(list)]
-        for step, name, value in self.rows:
-            objective = name.removeprefix("loss/")
-            if name.startswith("loss/") and objective in weights:
-                if step < edge:
-                    ends[0][objective].append(value)
-                if step >= steps - edge:
-                    ends[1][objective].append(value)
-        both = [name for name in weights if name in ends[0] and name in ends[1]]
+        edge, both = max(1, math.ceil(steps * EDGE)), list[str]()
+        ends: list[dict[str, list[float]]] = []
+        while not both and edge < 2 * steps:
+            ends = [defaultdict(list), defaultdict(list)]
+            for step, name, value in self.rows:
+                objective = name.removeprefix("loss/")
+                if name.startswith("loss/") and objective in weights:
+                    if step < edge:
+                        ends[0][objective].append(value)
+                    if step >= steps - edge:
+                        ends[1][objective].append(value)
+            both = [name for name in weights if name in ends[0] and name in ends[1]]
+            edge *= 2
         if not both:
             return math.nan, math.nan
         total = sum(weights[name] for name in both)

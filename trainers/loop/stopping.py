@@ -34,7 +34,7 @@ class EarlyStopping:
                 f"early_stop.metric is {self.settings.metric!r}, and the validation has {there}", "name one of these"
             )
         value = validation[name]
-        sign = 1 if self.settings.best == "highest" else -1
+        sign = 1 if self.settings.highest else -1
         better = value == value and (self.best is None or sign * value > sign * self.best)
         if better:
             self.best, self.step, self.waited = value, step, 0

@@ -30,6 +30,7 @@ from trainers.loop.stopping import EarlyStopping
 from trainers.loop.tensorboard import Board
 from trainers.network.encoder import Block
 from trainers.network.model import VisionLanguageModel
+from trainers.tasks.retrieval import CUTS
 
 FAILED_BATCH = "failed-batch.json"
 WRITING_SHARE = 0.05
@@ -66,8 +67,8 @@ class Training:
 
     def __post_init__(self) -> None:
         recipe, self.device = self.recipe, self.accelerator.device
-        if recipe.early_stop and not self.validation:
-            raise PairmillError(f"{self.label}: early_stop has no validation split to go by", "enlarge [split]")
+        if recipe.early_stop:
+            self._check_stop(recipe.early_stop.metric)
         self.rank, self.ranks = self.accelerator.process_index, self.accelerator.num_processes
         self.leads = self.accelerator.is_main_process
         if self.device.type == "cpu":
@@ -223,6 +224,16 @@ class Training:
             if better and self.leads:
                 self.checkpoint.save_best(self.model, number)
         return values
+
+    def _check_stop(self, metric: str) -> None:
+        """Raise PairmillError where the validation cannot have this metric: before the first step."""
+        if not self.validation:
+            raise PairmillError(f"{self.label}: early_stop has no validation split to go by", "enlarge [split]")
+        objectives = list(self.recipe.objectives.chosen)
+        ranked = [f"{way}_r{cut}" for way in ("t2i", "i2t") for cut in CUTS] if self.ranking else []
+        if metric not in ("loss", *ranked) and metric.partition("/")[2] not in objectives:
+            there = ", ".join(["loss", *(f"loss/{name}" for name in objectives), *ranked])
+            raise PairmillError(f"{self.label}: early_stop.metric is {metric!r}", f"name one of {there}")
 
     @property
     def _over(self) -> bool:

@@ -22,7 +22,7 @@ def feature_shape(store: FeatureStore, kind: str) -> FeatureShape:
     identity = store.identity
     if identity["kind"] != kind:
         raise PairmillError(
-            f"the model reads {kind} features, and {identity['model']} made {identity['kind']} features",
+            f"the model reads {kind} features, and the extractor that it names makes {identity['kind']} features",
             "name another extractor in `features`, or another `vision.kind`",
         )
     width = identity["columns"]["features"]["shape"][-1]
