@@ -220,7 +220,11 @@ def test_the_ranking_can_stop_a_training(tmp_path: Path) -> None:
 
 
 def test_an_early_stop_by_what_nobody_measures(tmp_path: Path) -> None:
-    run = made_training(made_recipe(validations=28, early_stop={"patience": 2, "metric": "loss/itc"}), tmp_path)
+    for unknown in ("loss/itc", "t2i_r10", "nonsense"):
+        with pytest.raises(PairmillError, match="name one of loss, loss/"):
+            made_training(made_recipe(validations=28, early_stop={"patience": 2, "metric": unknown}), tmp_path)
+    # What scalars an objective has shows when it is first validated.
+    run = made_training(made_recipe(validations=28, early_stop={"patience": 2, "metric": "nonsense/mlm"}), tmp_path)
     with pytest.raises(PairmillError, match="the validation has loss, loss/"):
         run.run()
 
