@@ -145,8 +145,8 @@ if __name__ == "__main__":
 """
 
 
-# Slow only in name: once in four runs on a crowded machine the signal, which the kernel may give to any thread, was heard too
-# late or not at all. It is a fault to be found, and not by chance in every run.
+# Slow only in name: once in four runs on a crowded machine the signal, which the kernel may give to any thread, was
+# heard too late or not at all. It is a fault to be found, and not by chance in every run.
 @pytest.mark.slow
 def test_ctrl_c_while_a_worker_starts_leaves_no_traceback_and_no_process(tmp_path: Path) -> None:
     script = tmp_path / "parent.py"
