@@ -119,8 +119,6 @@ def new_model(recipe: ModelRecipe, corpora: Corpora) -> VisionLanguageModel:
         model.vision.mean.copy_(torch.from_numpy(mean))
         model.vision.deviation.copy_(torch.from_numpy(deviation))
     initialise(model, recipe)
-    for objective in model.objectives:
-        model.objective(objective).ready(model)
     return model
 
 

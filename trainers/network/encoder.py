@@ -236,10 +236,10 @@ class Encoder(nn.Module):
         return self._run(self.first_crossing, len(self.blocks), streams, reads or {})
 
     def _run(self, first: int, stop: int, streams: Streams, reads: Reads | None = None) -> Streams:
-        masks = Masks(streams)
+        masks, stack = Masks(streams), self.stack
         both = dict(streams)
         for number in range(first, stop):
-            block = self.stack[number]
+            block = stack[number]
             if len(both) == 2 and block.joins and JOINED not in streams:
                 streams = joined(streams)
             elif not block.joins and JOINED in streams:

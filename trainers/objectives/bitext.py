@@ -34,9 +34,9 @@ class BitextContrast(Objective):
         assert batch.translation is not None
         space = model.objective("itc")
         assert isinstance(space, ImageTextContrast)
-        texts = space.embed_text(towers.apart("text") if space.settings.at == "end" else towers.text)
+        texts = space.embedded_text(towers)
         translated = towers.text_of(batch.translation)
-        if space.settings.at == "end":
+        if space.at_end:
             translated = model.encoder.crossing({"text": translated})["text"]
         translations = space.embed_text(translated)
         everyone = Everyone(batch)

@@ -34,10 +34,16 @@ class JointSpace(Objective):
 
     def embedded(self, towers: "Towers") -> tuple[Tensor, Tensor]:
         """A batch's texts and images: (B, width) each."""
-        at_end = self.settings.at == "end"
-        text = towers.apart("text") if at_end else towers.text
-        vision = towers.apart("vision") if at_end else towers.vision
-        return self.embed_text(text), self.embed_vision(vision)
+        return self.embedded_text(towers), self.embed_vision(towers.apart("vision") if self.at_end else towers.vision)
+
+    def embedded_text(self, towers: "Towers") -> Tensor:
+        """A batch's texts: (B, width)."""
+        return self.embed_text(towers.apart("text") if self.at_end else towers.text)
+
+    @property
+    def at_end(self) -> bool:
+        """Whether a modality goes through the whole encoder by itself first."""
+        return self.settings.at == "end"
 
 
 def unit(projection: nn.Module, stream: Stream) -> Tensor:

@@ -21,32 +21,27 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from pipeline.model_recipe import LanguageModelling
 from trainers.data.batch import TextInput
 from trainers.network.streams import Wanted
 from trainers.network.view import View
-from trainers.objectives.objective import OBJECTIVES, Objective, Outcome, Sizes
+from trainers.objectives.objective import OBJECTIVES, Outcome, Sizes
+from trainers.objectives.words import WordPrediction
 
 if TYPE_CHECKING:
-    from trainers.network.model import VisionLanguageModel
     from trainers.network.towers import Towers
 
 
 @OBJECTIVES.add("lm")
-class NextTokens(Objective):
+class NextTokens(WordPrediction):
     settings: LanguageModelling
     needs = frozenset({"text"})
 
     def __init__(self, settings: LanguageModelling, sizes: Sizes) -> None:
         super().__init__(settings, sizes)
-        self.special = sizes.special
-        self.transform = nn.Sequential(
-            nn.Linear(sizes.hidden, sizes.hidden), nn.GELU(), nn.LayerNorm(sizes.hidden, sizes.epsilon)
-        )
-        self.bias = nn.Parameter(torch.zeros(sizes.vocabulary))
         if settings.by == "decoder":  # which has nothing to look at where there is no image
             self.needs = frozenset({"text", "vision"})  # type: ignore[misc]
 
@@ -78,10 +73,6 @@ class NextTokens(Objective):
             return towers.encode(replace(View.of(towers.batch), text=text), Wanted({"text": at}))["text"].inputs
         read = self._read(text) if self.settings.prefix == "random" else None
         return towers.model.decode(text, towers.encode(replace(View.of(towers.batch), text=read))).inputs
-
-    def logits(self, model: "VisionLanguageModel", states: Tensor) -> Tensor:
-        """(M, hidden) -> (M, vocabulary)."""
-        return functional.linear(self.transform(states), model.text.word.weight, self.bias)
 
     def _read(self, text: TextInput) -> TextInput:
         """What the encoder reads of the text: its prefix, attending freely."""

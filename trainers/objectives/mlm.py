@@ -11,31 +11,23 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, nn
 from torch.nn import functional
 
 from pipeline.model_recipe import MaskedTokens
 from trainers.network.streams import Streams, Wanted
 from trainers.network.view import View
 from trainers.objectives.masking import choose_tokens, corrupt_tokens
-from trainers.objectives.objective import OBJECTIVES, Outcome, Reading, Sizes
+from trainers.objectives.objective import OBJECTIVES, Outcome, Reading
+from trainers.objectives.words import WordPrediction
 
 if TYPE_CHECKING:
     from trainers.network.model import VisionLanguageModel
 
 
 @OBJECTIVES.add("mlm")
-class MaskedLanguageModelling(Reading):
+class MaskedLanguageModelling(WordPrediction, Reading):
     settings: MaskedTokens
     needs = frozenset({"text"})
-
-    def __init__(self, settings: MaskedTokens, sizes: Sizes) -> None:
-        super().__init__(settings, sizes)
-        self.special = sizes.special
-        self.transform = nn.Sequential(
-            nn.Linear(sizes.hidden, sizes.hidden), nn.GELU(), nn.LayerNorm(sizes.hidden, sizes.epsilon)
-        )
-        self.bias = nn.Parameter(torch.zeros(sizes.vocabulary))
 
     def corrupt(self, view: View, random: torch.Generator) -> View:
         text = view.text
@@ -59,7 +51,3 @@ class MaskedLanguageModelling(Reading):
         loss = functional.cross_entropy(logits, targets, reduction="sum") / max(len(targets), 1)
         right = (logits.argmax(-1) == targets).float().sum() / max(len(targets), 1)
         return Outcome(loss, {"accuracy": right.detach()})
-
-    def logits(self, model: "VisionLanguageModel", states: Tensor) -> Tensor:
-        """(M, hidden) -> (M, vocabulary)."""
-        return functional.linear(self.transform(states), model.text.word.weight, self.bias)

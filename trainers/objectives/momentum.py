@@ -32,7 +32,7 @@ class Twins(nn.Module):
     def __init__(self, model: "VisionLanguageModel", space: JointSpace, settings: Momentum) -> None:
         super().__init__()
         self.settings = settings
-        self.at_end = space.settings.at == "end"
+        self.at_end = space.at_end
         self.text, self.vision = copy.deepcopy(model.text), copy.deepcopy(model.vision)
         self.encoder = copy.deepcopy(model.encoder)
         if not self.at_end:
