@@ -206,11 +206,11 @@ def _create_wanted(connection: duckdb.DuckDBPyConnection, blur_column: str | Non
     """The view `wanted`: (url, caption, boxes), one row for each url that `screen` left, with all its pairs' boxes."""
     # Only what `screen` says counts here: verdicts of an earlier download or filter may still lie about.
     connection.execute(
-        "CREATE TEMP VIEW screened AS FROM pairs ANTI JOIN (FROM verdicts WHERE stage = 'screen') USING (uid)"
+        "CREATE TEMP VIEW passed AS FROM pairs SEMI JOIN (SELECT uid FROM screened WHERE failures = 0) USING (uid)"
     )
     boxes = "NULL"
     if blur_column is not None:
-        columns = {str(name): str(kind) for name, kind, *_ in connection.execute("DESCRIBE screened").fetchall()}
+        columns = {str(name): str(kind) for name, kind, *_ in connection.execute("DESCRIBE passed").fetchall()}
         if blur_column not in columns:
             raise PairmillError(
                 f"[download] blur_column: the pairs have no column {blur_column!r}",
@@ -222,7 +222,7 @@ def _create_wanted(connection: duckdb.DuckDBPyConnection, blur_column: str | Non
         boxes = f"list_sort(list_distinct(flatten(list({read}) FILTER (WHERE {quoted} IS NOT NULL))))"
     connection.execute(
         f"CREATE TEMP VIEW wanted AS SELECT url, min_by(text, uid) AS caption, ({boxes})::DOUBLE[][] AS boxes "
-        "FROM screened GROUP BY url"
+        "FROM passed GROUP BY url"
     )
 
 

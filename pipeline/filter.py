@@ -1,7 +1,8 @@
 """Stage `filter`: the rules that need the image -> `verdicts/filter`. Nothing is fetched, and no image is rewritten.
 
 Two halves. What the recipe's rules name is measured where it is not at hand (`pipeline.signals.measuring`); then SQL
-joins the signals and judges. Another threshold costs that half alone. The split of the images is fixed here.
+joins the signals and judges. Another threshold costs that half alone. The split of the images is fixed here, and what
+became of every pair: which are kept, and by what the others fell.
 """
 
 from collections.abc import Iterable, Sequence
@@ -12,10 +13,22 @@ from pipeline.job import UP_TO_DATE, Job
 from pipeline.signals import named_in
 from pipeline.signals.judged import JUDGED
 from pipeline.signals.measuring import Measured, measured
+from pipeline.store.atomic import digest
 from pipeline.store.sql import identifier, parquet
-from pipeline.store.verdicts import asked_rules, write_verdicts
+from pipeline.store.table import Manifest
+from pipeline.store.verdicts import (
+    DOWNLOADS,
+    KEPT,
+    Asked,
+    asked_rules,
+    check_account,
+    described,
+    with_cutoffs,
+    write_shard,
+)
+from pipeline.store.views.chain import failed_downloads, places
 
-VERSION = 2
+VERSION = 3
 
 # What follows from the metadata that the download wrote, from other pairs, and from a picture's hash.
 _FACTS = {
@@ -41,13 +54,40 @@ def run(job: Job) -> str:
         return UP_TO_DATE
     with dataset.connect(job.recipe.engine.memory_limit, job.engine.workers) as connection:
         connection.execute(f"CREATE TEMP TABLE signals AS {_signals(connection, expressions, found)}")
-        info = {"split": split.model_dump()}
-        manifest = write_verdicts(dataset.filtered, key, asked, connection, dataset.pairs, info)
+        manifest = _judge(job, connection, asked, key)
     notes = "".join(f"; {signal.note}" for signal in found if signal.note)
     return (
         f"{manifest.count('pairs'):,} pairs = {manifest.count('kept'):,} kept + {manifest.count('dropped'):,} dropped"
         + notes
     )
+
+
+def _judge(job: Job, connection: duckdb.DuckDBPyConnection, asked: Sequence[Asked], key: str) -> Manifest:
+    """Judge the table `signals` shard by shard of `pairs`, settle what became of each pair, and commit.
+
+    Two further files a shard: the pairs that are kept, and the verdicts of the downloads that failed.
+    """
+    dataset, split = job.dataset, job.recipe.split.model_dump()
+    asked = with_cutoffs(asked, connection, "signals")
+    connection.execute(f"CREATE TEMP VIEW places AS {places(split)}")
+    shards = dataset.pairs.manifest.shards
+    with dataset.filtered.writing(key, {shard.name: digest(key, shard.name) for shard in shards}) as writing:
+        for shard in shards:
+            if shard.name not in writing.todo:
+                continue
+            rows = parquet([dataset.pairs.folder / shard.files[0].name])
+            connection.execute(f"CREATE OR REPLACE TEMP VIEW shard_pairs AS SELECT uid, url, text FROM {rows}")
+            connection.execute("CREATE OR REPLACE TEMP VIEW judged AS FROM signals SEMI JOIN shard_pairs USING (uid)")
+            more = {
+                KEPT: "SELECT uid, url, text, key, split FROM shard_pairs SEMI JOIN passed USING (uid) "
+                "JOIN places USING (url) ORDER BY uid",
+                DOWNLOADS: f"SELECT *, uid IN (SELECT uid FROM screened WHERE failures = 0) AS first "
+                f"FROM ({failed_downloads('shard_pairs')}) ORDER BY uid",
+            }
+            shard_key = writing.shard_keys[shard.name]
+            writing.add(write_shard(connection, asked, "judged", dataset.filtered.folder, shard.name, shard_key, more))
+        info = {"rules": described(asked), "split": split, "settled": dataset.judged_digest}
+        return writing.commit(info, check=check_account)
 
 
 def _signals(connection: duckdb.DuckDBPyConnection, expressions: Sequence[str], found: Sequence[Measured]) -> str:

@@ -4,7 +4,7 @@ import hashlib
 import io
 import tarfile
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,8 @@ from pipeline.store.table import Shard, Table
 from pipeline.web.image_shard import METADATA
 
 _VERDICTS = pa.schema(
-    [(name, pa.string()) for name in ("uid", "stage", "rule")] + [("value", pa.float64()), ("detail", pa.string())]
+    [(name, pa.string()) for name in ("uid", "stage", "rule")]
+    + [("value", pa.float64()), ("detail", pa.string()), ("first", pa.bool_())]
 )
 
 
@@ -77,6 +78,27 @@ def write_table(
         writing.commit(dict(info or {}))
 
 
+def write_screened(dataset: Dataset, shards: Mapping[str, Sequence[str]], fell: Iterable[str] = ()) -> None:
+    """What `screen` leaves: of each shard's uids those in `fell` have one word, where two are asked for."""
+    fell = set(fell)
+    described = {"threshold": 2.0, "setting": "2", "condition": "words <", "takes": "number", "measure": "words"}
+    judged = {}
+    for name, uids in shards.items():
+        out = [
+            {"uid": uid, "stage": "screen", "rule": "min_words", "value": 1.0, "first": True}
+            for uid in uids
+            if uid in fell
+        ]
+        measured = {
+            "uid": pa.array(uids, pa.string()),
+            "failures": pa.array([int(uid in fell) for uid in uids], pa.int32()),
+            "min_words": pa.array([1.0 if uid in fell else 5.0 for uid in uids], pa.float64()),
+        }
+        verdicts = pa.Table.from_pylist(out, _VERDICTS)
+        judged[name] = {f"{name}.verdicts": verdicts, f"{name}.measured": pa.table(measured)}
+    write_table(dataset.screened, judged, {"rules": {"min_words": described}})
+
+
 def write_images(dataset: Dataset, shards: Sequence[Sequence[Image]]) -> None:
     """Each shard's metadata, and a tar of its images that are ok, as `download` writes them."""
     names = [f"{number:05d}" for number in range(len(shards))]
@@ -125,11 +147,8 @@ def made_dataset(
     }
     write_table(dataset.pairs, files)
     write_table(dataset.quarantine, {"0000": {"0000": none}})
-    fell = [
-        dict(zip(_VERDICTS.names, (uid_of(*pair), "screen", "min_words", 1.0, None), strict=True)) for pair in screened
-    ]
-    rules = {"min_words": {"threshold": 2.0, "setting": "2", "condition": "words < 2"}}
-    write_table(dataset.screened, {"0000": {"0000": pa.Table.from_pylist(fell, _VERDICTS)}}, {"rules": rules})
+    shards = {name: [uids[row].as_py() for row in rows] for name, rows in parts.items()}
+    write_screened(dataset, shards, {uid_of(*pair) for pair in screened})
     write_images(dataset, images)
     return dataset
 
@@ -151,7 +170,7 @@ def verdicts(dataset: Dataset) -> dict[tuple[str, str], dict[str, float | None]]
         rows = connection.execute("SELECT uid, url, text FROM pairs").fetchall()
     pairs = {uid: (url, text) for uid, url, text in rows}
     found: dict[tuple[str, str], dict[str, float | None]] = defaultdict(dict)
-    for path in dataset.filtered.paths(".parquet"):
+    for path in dataset.filtered.paths(".verdicts.parquet"):
         for row in pq.read_table(path).to_pylist():
             found[pairs[row["uid"]]][row["rule"]] = row["value"]
     return dict(found)

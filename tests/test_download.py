@@ -18,6 +18,7 @@ import pytest
 from corpus import encoded
 from hypothesis import given
 from hypothesis import strategies as st
+from made_dataset import write_screened
 from PIL import Image
 from test_fetch import png_header, redirect
 from web import Web, answer, drips, misbehaving, says
@@ -72,11 +73,8 @@ class Work:
 
     def screen_out(self, rows: Sequence[int]) -> None:
         """Let the pairs of these rows fall out before the download, and no others."""
-        out = {"uid": [self.pairs["uid"][row] for row in rows], "stage": ["screen"] * len(rows)}
-        text = pa.string()
-        schema = pa.schema([("uid", text), ("stage", text), ("rule", text), ("value", pa.float64()), ("detail", text)])
-        out |= {"rule": ["made_up"] * len(rows), "value": [1.0] * len(rows), "detail": [None] * len(rows)}
-        _commit(self.dataset.screened, {"0000": pa.table(out, schema)}, {"rules": {}})
+        uids = self.pairs["uid"]
+        write_screened(self.dataset, {"0000": uids}, [uids[row] for row in rows])
 
     def job(self, **changes: Any) -> Job:
         values = {"allow_hosts": ["127.0.0.1"], "retries": 0, "timeout": 1, "deadline": 2, "max_bytes": 500_000}

@@ -136,7 +136,7 @@ def judged(
         connection.register("signals", pa.Table.from_pylist([{"uid": str(n), **row} for n, row in enumerate(rows)]))
         asked = with_cutoffs(asked_rules(stage, rules), connection, "signals")
         shard = write_shard(connection, asked, "signals", folder, "0", "key")
-    verdicts = pq.read_table(folder / "0.parquet").to_pylist()
+    verdicts = pq.read_table(folder / "0.verdicts.parquet").to_pylist()
     assert shard.counts["pairs"] == len(rows) == shard.counts["kept"] + shard.counts["dropped"]
     return {str(n): [v for v in verdicts if v["uid"] == str(n)] for n in range(len(rows))}
 

@@ -40,7 +40,7 @@ def recipe_of(path: Path, rules: dict[str, Any], shards: int = 1) -> Recipe:
 
 def verdicts(dataset: Dataset) -> dict[str, list[tuple[str, float]]]:
     found = defaultdict(list)
-    for path in dataset.screened.paths(".parquet"):
+    for path in dataset.screened.paths(".verdicts.parquet"):
         for row in pq.read_table(path).to_pylist():
             assert row["stage"] == "screen"
             found[row["uid"]].append((row["rule"], row["value"]))

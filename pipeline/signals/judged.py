@@ -2,7 +2,7 @@
 
 JUDGED = """
 SELECT uid, text, images.*
-FROM (SELECT uid, url, text FROM pairs) ANTI JOIN (SELECT uid FROM verdicts WHERE stage = 'screen') USING (uid)
+FROM (SELECT uid, url, text FROM pairs) SEMI JOIN (SELECT uid FROM screened WHERE failures = 0) USING (uid)
     JOIN images USING (url)
 WHERE status = 'ok'"""
 """A query of (uid, text, and the columns of the view `images`)."""

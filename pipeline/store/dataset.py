@@ -39,6 +39,19 @@ class Dataset:
         tables = [self.pairs, self.quarantine, self.screened, self.images, self.filtered]
         return [table for table in tables if table.exists] + [self.features(name) for name in self.extractors()]
 
+    @property
+    def judged_digest(self) -> str:
+        """Of what `filter` judges, as it is now."""
+        return digest([table.manifest.digest for table in (self.pairs, self.screened, self.images)])
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether `filter` has judged the pairs, the verdicts of `screen` and the images that there are now."""
+        tables = (self.pairs, self.screened, self.images, self.filtered)
+        if not all(table.exists for table in tables):
+            return False
+        return bool(self.filtered.manifest.info.get("settled") == self.judged_digest)
+
     def signals(self, group: str, made_by: str) -> Table:
         return Table(self.root / "signals" / group, made_by)
 

@@ -1,7 +1,8 @@
-"""Verdicts: one row (uid, stage, rule, value, detail) for each rule that a pair failed, in shards parallel to `pairs`.
+"""Verdicts: one row (uid, stage, rule, value, detail, first) for each rule that a pair failed, parallel to `pairs`.
 
 `value` is the measured number; where what was measured is words (a language, an address found in the text), they stand
-in `detail`.
+in `detail`. `first` marks the rule by which the pair fell: the first in the recipe's order. Beside each shard's
+verdicts lies what was measured of every judged pair, a column for each rule, so that SQL can try another threshold.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,9 +14,15 @@ import duckdb
 
 from pipeline.errors import PairmillError
 from pipeline.rules import Rule, rule_of
-from pipeline.store.atomic import digest, replacing
-from pipeline.store.sql import literal, number, parquet, write_parquet
-from pipeline.store.table import Manifest, Shard, Table
+from pipeline.store.atomic import replacing
+from pipeline.store.sql import identifier, literal, number, parquet, write_parquet
+from pipeline.store.table import Manifest, Shard
+
+VERDICTS = ".verdicts.parquet"
+MEASURED = ".measured.parquet"
+KEPT = ".kept.parquet"
+DOWNLOADS = ".downloads.parquet"
+"""What the names of a shard's files end in; `filter` writes the last two as well."""
 
 
 @dataclass(frozen=True)
@@ -59,52 +66,93 @@ def with_cutoffs(asked: Sequence[Asked], connection: duckdb.DuckDBPyConnection, 
     return found
 
 
-def failing(asked: Sequence[Asked], relation: str) -> str:
-    """SQL of the verdicts over a relation of (uid, what the rules measure), in order of uid and rule."""
+def _judging(asked: Sequence[Asked], relation: str) -> str:
+    """SQL of a row a pair: uid, and of the rule at each position its value v, detail d and whether it fails, f."""
+    columns = "".join(
+        f", {entry.rule.value} AS v{position}, {entry.rule.detail} AS d{position}, "
+        f"coalesce({entry.rule.predicate(entry.cutoff)}, false) AS f{position}"
+        for position, entry in enumerate(asked)
+    )
+    return f"SELECT uid{columns} FROM {relation}"
+
+
+def _verdicts(asked: Sequence[Asked]) -> str:
+    """SQL of the verdicts over what was judged, in order of uid and rule."""
     selects = [
-        f"SELECT uid, {literal(entry.rule.stage)} AS stage, {literal(entry.rule.name)} AS rule, "
-        f"{entry.rule.value} AS value, {entry.rule.detail} AS detail, {position} AS position "
-        f"FROM {relation} WHERE {entry.rule.predicate(entry.cutoff)}"
+        f"SELECT uid, {literal(entry.rule.stage)} AS stage, {literal(entry.rule.name)} AS rule, v{position} AS value, "
+        f"d{position} AS detail, NOT ({' OR '.join(['false', *(f'f{earlier}' for earlier in range(position))])}) "
+        f"AS first, {position} AS position FROM judged_rows WHERE f{position}"
         for position, entry in enumerate(asked)
     ]
     none = (
         "SELECT NULL::VARCHAR AS uid, '' AS stage, '' AS rule, NULL::DOUBLE AS value, NULL::VARCHAR AS detail, "
-        "0 AS position WHERE false"
+        "false AS first, 0 AS position WHERE false"
     )
-    return " UNION ALL ".join([*selects, none])
+    return f"SELECT * EXCLUDE position FROM ({' UNION ALL '.join([*selects, none])}) ORDER BY uid, position"
+
+
+def _failures(asked: Sequence[Asked]) -> str:
+    """SQL of the number of rules that a judged pair fails."""
+    return f"({' + '.join(['0', *(f'f{position}::INTEGER' for position in range(len(asked)))])})::INTEGER"
+
+
+def _measured(asked: Sequence[Asked]) -> str:
+    """SQL of one row a pair: uid, failures, and the value of each rule that compares numbers."""
+    values = "".join(
+        f", v{position} AS {identifier(entry.rule.name)}"
+        for position, entry in enumerate(asked)
+        if entry.rule.takes in ("number", "fraction")
+    )
+    return f"SELECT uid, {_failures(asked)} AS failures{values} FROM judged_rows ORDER BY uid"
 
 
 def write_shard(
-    connection: duckdb.DuckDBPyConnection, asked: Sequence[Asked], relation: str, folder: Path, name: str, key: str
+    connection: duckdb.DuckDBPyConnection,
+    asked: Sequence[Asked],
+    relation: str,
+    folder: Path,
+    name: str,
+    key: str,
+    more: Mapping[str, str] | None = None,
 ) -> Shard:
-    """Judge `relation`, one shard's pairs, and write their verdicts."""
+    """Judge `relation`, one shard's pairs, and write their verdicts and what was measured.
+
+    `more`: suffix -> SQL of a further file of the shard, over the relation and `passed`, the uids that fail no rule.
+    """
     try:
-        connection.execute(f"CREATE OR REPLACE TEMP TABLE failed AS {failing(asked, relation)}")
+        connection.execute(f"CREATE OR REPLACE TEMP TABLE judged_rows AS {_judging(asked, relation)}")
     except duckdb.OutOfMemoryException:
         raise
     except duckdb.Error as error:
         for entry in asked:  # the recipe's own SQL is all that can be wrong: which one is it?
             try:
-                connection.execute(f"SELECT count(*) FROM ({failing([entry], relation)})")
+                connection.execute(f"SELECT count(f0) FROM ({_judging([entry], relation)})")
             except duckdb.Error as own:
                 said = str(own).splitlines()[0]
                 raise PairmillError(f"the rule {entry.rule.name!r}: {said}", "correct its keep_if") from None
         raise error
-    with replacing(folder / f"{name}.parquet") as path:
-        write_parquet(connection, "SELECT uid, stage, rule, value, detail FROM failed ORDER BY uid, position", path)
-    pairs = number(connection, f"SELECT count(*) FROM {relation}")
-    dropped = number(connection, "SELECT count(DISTINCT uid) FROM failed")
-    kept = number(connection, f"SELECT count(*) FROM {relation} ANTI JOIN failed USING (uid)")
-    return Shard.of(folder, name, key, [f"{name}.parquet"], {"pairs": pairs, "kept": kept, "dropped": dropped})
+    passed = f"SELECT uid FROM judged_rows WHERE {_failures(asked)} = 0"
+    connection.execute(f"CREATE OR REPLACE TEMP VIEW passed AS {passed}")
+    files = {VERDICTS: _verdicts(asked), MEASURED: _measured(asked), **(more or {})}
+    for suffix, query in files.items():
+        with replacing(folder / f"{name}{suffix}") as path:
+            write_parquet(connection, query, path)
+    pairs = number(connection, "SELECT count(*) FROM judged_rows")
+    kept = number(connection, "SELECT count(*) FROM passed")
+    dropped = number(connection, f"SELECT count(DISTINCT uid) FROM {parquet([folder / f'{name}{VERDICTS}'])}")
+    counts = {"pairs": pairs, "kept": kept, "dropped": dropped}
+    return Shard.of(folder, name, key, [f"{name}{suffix}" for suffix in files], counts)
 
 
 def described(asked: Sequence[Asked]) -> dict[str, Any]:
-    """Rule -> threshold (a number, or null) and setting (in words), for the manifest and the view `rules`."""
+    """Rule -> threshold (a number, or null), setting (in words) and what it is about: for the view `rules`."""
     return {
         entry.rule.name: {
             "threshold": entry.cutoff if isinstance(entry.cutoff, float) else None,
             "setting": entry.setting,
             "condition": entry.rule.condition,
+            "takes": "sql" if hasattr(entry.threshold, "keep_if") else entry.rule.takes,
+            "measure": entry.setting if hasattr(entry.threshold, "keep_if") else entry.rule.measure,
         }
         for entry in asked
     }
@@ -115,25 +163,3 @@ def check_account(manifest: Manifest) -> None:
     counts = manifest.counts()
     if counts["pairs"] != counts["kept"] + counts["dropped"]:
         raise AssertionError(f"the account of {manifest.stage} does not add up: {counts}")
-
-
-def write_verdicts(
-    table: Table,
-    key: str,
-    asked: Sequence[Asked],
-    connection: duckdb.DuckDBPyConnection,
-    pairs: Table,
-    info: Mapping[str, Any] | None = None,
-) -> Manifest:
-    """Judge the table `signals` (uid, measures) of the connection, shard by shard of `pairs`, and commit."""
-    pair_shards = pairs.manifest.shards
-    asked = with_cutoffs(asked, connection, "signals")
-    with table.writing(key, {shard.name: digest(key, shard.name) for shard in pair_shards}) as writing:
-        for shard in pair_shards:
-            if shard.name not in writing.todo:
-                continue
-            uids = f"(SELECT uid FROM {parquet([pairs.folder / shard.files[0].name])})"
-            connection.execute(f"CREATE OR REPLACE TEMP VIEW judged AS FROM signals SEMI JOIN {uids} USING (uid)")
-            shard_key = writing.shard_keys[shard.name]
-            writing.add(write_shard(connection, asked, "judged", table.folder, shard.name, shard_key))
-        return writing.commit({"rules": described(asked), **(info or {})}, check=check_account)

@@ -5,9 +5,9 @@ import math
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from made_dataset import write_screened
 from synthetic import FUSED, OWN, commit, make_dataset, model_recipe
 
 from pipeline import filter
@@ -44,10 +44,7 @@ def job(
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
     dataset = make_dataset(tmp_path_factory.mktemp("align"), images=60)
-    columns = {name: pa.array([], pa.string()) for name in ("uid", "stage", "rule", "detail")}
-    none = pa.table(columns | {"value": pa.array([], pa.float64())}).select(["uid", "stage", "rule", "value", "detail"])
-    commit(dataset.screened, {"only.parquet": none}, {"rules": {}})
-    commit(dataset.filtered, {"only.parquet": none}, {"rules": {}, "split": dataset.filtered.manifest.info["split"]})
+    write_screened(dataset, {"only": pq.read_table(dataset.pairs.folder / "only.parquet")["uid"].to_pylist()})
     train.run(job(dataset, "train", only=("dual", "single", "both")))
     return dataset
 
@@ -118,8 +115,7 @@ def test_scores_of_other_pairs_are_not_used(tmp_path: Path, trained: Dataset) ->
     align.run(job(trained, "align"))
     one = pq.read_table(trained.pairs.folder / "only.parquet").slice(0, 50)
     other = make_dataset(tmp_path, images=60)
-    none = pa.table({name: pa.array([], pa.string()) for name in ("uid", "stage", "rule", "value", "detail")})
-    commit(other.screened, {"only.parquet": none}, {"rules": {}})
+    write_screened(other, {"only": one["uid"].to_pylist()})
     (tmp_path / "pairs" / "manifest.json").unlink()
     commit(other.pairs, {"only.parquet": one, "repeated.parquet": one.slice(0, 0)}, {"part": True})
     (tmp_path / "verdicts" / "filter" / "manifest.json").unlink()

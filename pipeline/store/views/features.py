@@ -1,0 +1,93 @@
+"""The views over extracted features and embeddings."""
+
+import re
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import duckdb
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.store.sql import literal, parquet
+
+if TYPE_CHECKING:
+    from pipeline.store.dataset import Dataset
+
+FAILED_SUFFIX = ".failed.parquet"
+
+
+def create_feature_views(connection: duckdb.DuckDBPyConnection, dataset: "Dataset") -> None:
+    """`unextracted`, `embeddings_<run>` and `embeddings`. A damaged file leaves out its view and stops no stage."""
+    failed = [
+        f"SELECT {literal(name)} AS extractor, key, cause, detail FROM {parquet(paths)}"
+        for name in dataset.extractors()
+        if (paths := [path for path in dataset.features(name).paths(FAILED_SUFFIX) if path.exists()])
+    ]
+    if failed:
+        with suppress(duckdb.Error):
+            connection.execute(f"CREATE OR REPLACE VIEW unextracted AS {' UNION ALL '.join(failed)}")
+    embedded = []
+    for run, path in dataset.embeddings().items():
+        with suppress(pa.ArrowException, OSError, KeyError, AttributeError, duckdb.Error):
+            width = pq.read_schema(path).field("embedding").type.list_size
+            # Parquet knows no lists of a fixed size, and DuckDB's functions of vectors take nothing else.
+            connection.execute(
+                f"CREATE OR REPLACE VIEW {embeddings_of(run)} AS "
+                f"SELECT * REPLACE (embedding::FLOAT[{width}] AS embedding) FROM {parquet([path])}"
+            )
+            embedded.append(f"SELECT {literal(run)} AS run, * FROM {parquet([path])}")
+    if embedded:
+        connection.execute(f"CREATE OR REPLACE VIEW embeddings AS {' UNION ALL BY NAME '.join(embedded)}")
+
+
+def embeddings_of(run: str) -> str:
+    """The name of the view of a run's embeddings."""
+    return f"embeddings_{re.sub(r'[^0-9A-Za-z]', '_', run)}"
+
+
+def create_region_views(connection: duckdb.DuckDBPyConnection, dataset: "Dataset") -> None:
+    """`features`, one row an extractor, and `regions`, one row a box of any of them."""
+    described, regions = [], []
+    for name in dataset.extractors():
+        manifest = dataset.features(name).manifest
+        identity = manifest.info["identity"]
+        size = sum(file.bytes for shard in manifest.shards for file in shard.files)
+        failed = sum(n for count, n in manifest.counts().items() if count.startswith("failed/"))
+        words = [name, identity["kind"], identity.get("model") or identity.get("weights") or ""]
+        dtype = identity.get("settings", {}).get("dtype", "")
+        numbers = [manifest.count("rows"), failed, len(manifest.shards), size, f"{float(manifest.seconds)!r}::DOUBLE"]
+        described.append(
+            f"({', '.join(map(literal, words))}, {bool(identity.get('trained', True))}, {literal(dtype)}, "
+            f"{literal(identity.get('weights_sha256') or '')}, {', '.join(map(str, numbers))})"
+        )
+        if identity["kind"] == "region" and "boxes" in identity["columns"]:
+            files = [path for path in dataset.features(name).paths(".parquet") if not path.name.endswith(FAILED_SUFFIX)]
+            regions.append(_regions(name, files, identity))
+    if described:
+        columns = "extractor, kind, model, trained, dtype, weights_sha256, images, failed, shards, bytes, seconds"
+        connection.execute(
+            f"CREATE OR REPLACE VIEW features AS FROM (VALUES {', '.join(described)}) AS features({columns})"
+        )
+    if regions:
+        kept = dataset.images.exists  # before, kept pairs have no keys
+        uid = "(SELECT min(uid) FROM kept WHERE kept.key = boxes.key)" if kept else "NULL::VARCHAR"
+        connection.execute(
+            f"CREATE OR REPLACE VIEW regions AS SELECT extractor, {uid} AS uid, key, box, label, confidence, area "
+            f"FROM ({' UNION ALL '.join(regions)}) AS boxes"
+        )
+
+
+def _regions(extractor: str, files: list[Path], identity: dict) -> str:
+    """SQL of one extractor's boxes. Published features that were imported may have no classes or no confidences."""
+    there = identity["columns"]
+    names = ", ".join(map(literal, identity.get("classes") or []))
+    label = f"[{names}][class + 1]" if names and "classes" in there else "NULL::VARCHAR"
+    classes = "unnest(classes) AS class, " if "classes" in there else "NULL AS class, "
+    confidences = "unnest(confidences) AS confidence" if "confidences" in there else "NULL::FLOAT AS confidence"
+    box = "{'x1': boxes[4 * i - 3], 'y1': boxes[4 * i - 2], 'x2': boxes[4 * i - 1], 'y2': boxes[4 * i]}"
+    area = "(boxes[4 * i - 1] - boxes[4 * i - 3]) * (boxes[4 * i] - boxes[4 * i - 2])"
+    return (
+        f"SELECT {literal(extractor)} AS extractor, key, {box} AS box, {label} AS label, confidence, {area} AS area "
+        f"FROM (SELECT key, boxes, {classes}{confidences}, unnest(range(1, n + 1)) AS i FROM {parquet(files)})"
+    )

@@ -1,0 +1,180 @@
+"""Questions that are asked again and again, as table macros of the catalog."""
+
+import re
+from typing import TYPE_CHECKING, Any
+
+import duckdb
+
+from pipeline.rules import RULES
+from pipeline.store.sql import identifier, literal
+from pipeline.store.views.features import embeddings_of
+
+if TYPE_CHECKING:
+    from pipeline.store.dataset import Dataset
+
+_OF_OTHER_PAIRS = ("texts_per_image", "copy", "look_alike", "duplicate_distance", "semantic_cosine")
+"""What is measured of a pair that another pair's absence would change."""
+
+
+def create_macros(connection: duckdb.DuckDBPyConnection, dataset: "Dataset") -> None:
+    """`why`, `funnel`, `would_keep`, `similar` and `label_cooccurrence`, each where what it reads is there."""
+    views = {
+        name for (name,) in connection.execute("SELECT view_name FROM duckdb_views() WHERE NOT internal").fetchall()
+    }
+
+    def macro(signature: str, query: str) -> None:
+        connection.execute(f"CREATE OR REPLACE MACRO {signature} AS TABLE {query}")
+
+    macro("funnel()", "FROM funnel")
+    columns = {stage: _rules_of(connection, stage) for stage in ("screened", "filtered") if stage in views}
+    macro("why(pair)", _why(columns))
+    if columns:
+        macro("would_keep(name, other_threshold)", _would_keep(connection, dataset, columns))
+    if "embeddings" in views:
+        macro('"similar"(pair, k := 10, run := NULL)', _similar(dataset, _best_run(connection, dataset, views)))
+    if "regions" in views:
+        macro("label_cooccurrence(minimum := 0.2)", _COOCCURRENCE)
+
+
+def _rules_of(connection: duckdb.DuckDBPyConnection, view: str) -> list[str]:
+    """The rules that have a column in the view, in order."""
+    names = [row[0] for row in connection.execute(f"DESCRIBE {view}").fetchall()]
+    return [name for name in names if name not in ("uid", "failures")]
+
+
+_STAGES = {"screened": "screen", "filtered": "filter"}
+
+
+def _why(columns: dict[str, list[str]]) -> str:
+    measured = ["SELECT '' AS stage, '' AS rule, 0.0::DOUBLE AS value WHERE false"]
+    judged = ["SELECT '' AS stage WHERE false"]
+    for view, rules in columns.items():
+        stage = literal(_STAGES[view])
+        judged.append(f"SELECT {stage} AS stage FROM {view} WHERE uid = pair")
+        measured += [
+            f"SELECT {stage} AS stage, {literal(rule)} AS rule, {identifier(rule)} AS value FROM {view} "
+            "WHERE uid = pair"
+            for rule in rules
+        ]
+    return f"""
+        WITH found AS MATERIALIZED (SELECT stage, rule, value, detail, first FROM verdicts WHERE uid = pair),
+             measured AS ({" UNION ALL ".join(measured)}), judged AS ({" UNION ALL ".join(judged)})
+        SELECT rules.position, rules.stage, rules.rule, rules.measure, rules.setting,
+               coalesce(found.value, measured.value) AS value, found.detail,
+               CASE WHEN found.first THEN 'failed: it fell here' WHEN found.rule IS NOT NULL THEN 'failed as well'
+                    WHEN rules.stage IN (SELECT stage FROM judged) THEN 'passed' ELSE 'not judged' END AS verdict
+        FROM rules LEFT JOIN found USING (stage, rule) LEFT JOIN measured USING (stage, rule)
+        WHERE (rules.stage <> 'download' OR found.rule IS NOT NULL) AND EXISTS (SELECT 1 FROM pairs WHERE uid = pair)
+        ORDER BY rules.position"""
+
+
+def _would_keep(connection: duckdb.DuckDBPyConnection, dataset: "Dataset", columns: dict[str, list[str]]) -> str:
+    cutoffs: dict[Any, Any] = {
+        (stage, rule): threshold
+        for stage, rule, threshold in connection.execute("SELECT stage, rule, threshold FROM rules").fetchall()
+    }
+    branches = []
+    for view, rules in columns.items():
+        stage = _STAGES[view]
+        fails_now = {rule: _fails(rule, repr(cutoffs[stage, rule])) for rule in rules}
+        fails_then = {rule: _fails(rule, _cutoff(rule, view)) for rule in rules}
+        now, then = _chosen(fails_now, "false"), _chosen(fails_then, "false")
+        lone = f"failures - ({now})::INTEGER = 0"
+        if view == "filtered":
+            kept = f"(SELECT count(*) FROM filtered WHERE {lone} AND NOT ({then}))"
+            undecided = "0::BIGINT"
+            exact = (
+                "name <> 'near_duplicates' AND "
+                f"(name <> 'near_evaluation' OR other_threshold <= {cutoffs.get((stage, 'near_evaluation'), 0)!r})"
+            )
+        else:
+            lost = f"(SELECT count(*) FROM screened SEMI JOIN kept USING (uid) WHERE failures = 0 AND ({then}))"
+            kept = f"(SELECT count(*) FROM kept) - {lost}"
+            undecided = f"(SELECT count(*) FROM screened WHERE failures > 0 AND {lone} AND NOT ({then}))"
+            exact = f"{_stands_alone(dataset)} AND {undecided} = 0"
+        there = f"name IN ({', '.join(map(literal, rules))})" if rules else "false"
+        branches.append(
+            f"SELECT name AS rule, other_threshold::DOUBLE AS threshold, (SELECT count(*) FROM kept) AS now, "
+            f"{kept} AS kept, {undecided} AS undecided, {exact} AS exact WHERE {there}"
+        )
+    every = [rule for rules in columns.values() for rule in rules]
+    unknown = literal(f"would_keep() takes a rule of the recipe that compares numbers: {', '.join(every)}")
+    branches.append(
+        f"SELECT error({unknown}), NULL, NULL, NULL, NULL, NULL WHERE name NOT IN ({', '.join(map(literal, every))})"
+        if every
+        else f"SELECT error({unknown}), NULL, NULL, NULL, NULL, NULL"
+    )
+    return " UNION ALL ".join(branches)
+
+
+def _chosen(by_rule: dict[str, str], otherwise: str) -> str:
+    """The expression of the rule that is asked about: with a name that is known, no other rule's column is read."""
+    cases = " ".join(f"WHEN {literal(rule)} THEN {expression}" for rule, expression in by_rule.items())
+    return f"CASE name {cases} ELSE {otherwise} END" if cases else otherwise
+
+
+def _fails(rule: str, cutoff: str) -> str:
+    side = "<" if RULES[rule].takes == "fraction" else RULES[rule].fails_if
+    return f"coalesce({identifier(rule)} {side} {cutoff}, false)"
+
+
+def _cutoff(rule: str, view: str) -> str:
+    """Of n values in descending order, a fraction keeps those from rank int(n * fraction) up, as `filter` does."""
+    if RULES[rule].takes != "fraction":
+        return "other_threshold"
+    column = identifier(rule)
+    return (
+        f"(SELECT coalesce(list({column} ORDER BY {column} DESC)"
+        f"[floor(count({column}) * other_threshold)::BIGINT + 1], -1e308) FROM {view} WHERE {column} IS NOT NULL)"
+    )
+
+
+def _stands_alone(dataset: "Dataset") -> str:
+    """Whether no rule of `filter` looks at other pairs: those that do judge anew where `screen` lets others through."""
+    rules = dataset.filtered.manifest.info["rules"].values() if dataset.filtered.exists else ()
+    looks = re.compile(rf"\b({'|'.join(_OF_OTHER_PAIRS)})\b")
+    return str(not any(said["takes"] == "fraction" or looks.search(said["measure"]) for said in rules)).lower()
+
+
+def _best_run(connection: duckdb.DuckDBPyConnection, dataset: "Dataset", views: set[str]) -> str:
+    """The embedded run that finds most texts' pictures among the first ten, or the first by name."""
+    runs = list(dataset.embeddings())
+    if "evaluations" in views:
+        ask = (
+            "SELECT run FROM evaluations WHERE metric = 't2i_r10' AND run IN (FROM unnest(?)) ORDER BY value DESC, run"
+        )
+        runs = [run for (run,) in connection.execute(ask, [runs]).fetchall()] or runs
+    return runs[0]
+
+
+def _similar(dataset: "Dataset", best: str) -> str:
+    branches = [
+        f"""(SELECT array_cosine_similarity(other.embedding, mine.embedding) AS cosine, other.key
+             FROM {embeddings_of(run)} AS other,
+                  (SELECT key, embedding FROM {embeddings_of(run)}
+                   WHERE modality = 'image' AND key = (SELECT key FROM kept WHERE uid = pair)) AS mine
+             WHERE other.modality = 'image' AND other.key <> mine.key
+                   AND coalesce(run, {literal(best)}) = {literal(run)}
+             ORDER BY cosine DESC, other.key LIMIT k)"""
+        for run in dataset.embeddings()
+    ]
+    return f"""
+        WITH nearest AS MATERIALIZED ({" UNION ALL ".join(branches)}),
+             first AS (SELECT key, min(uid) AS uid, min_by(text, uid) AS text FROM kept SEMI JOIN nearest USING (key)
+                       GROUP BY key)
+        SELECT row_number() OVER (ORDER BY cosine DESC, nearest.key) AS rank, cosine, nearest.key, uid, text
+        FROM nearest LEFT JOIN first USING (key) ORDER BY rank"""
+
+
+_COOCCURRENCE = """
+    WITH seen AS MATERIALIZED (SELECT DISTINCT extractor, key, label FROM regions
+                               WHERE label IS NOT NULL AND confidence >= minimum),
+         alone AS (SELECT extractor, label, count(*) AS images FROM seen GROUP BY ALL),
+         pictures AS (SELECT extractor, count(DISTINCT key) AS images FROM seen GROUP BY ALL)
+    SELECT extractor, a.label, b.label AS other, count(*) AS images,
+           count(*) * any_value(pictures.images) / (any_value(one.images) * any_value(two.images)) AS lift
+    FROM seen AS a JOIN seen AS b USING (extractor, key)
+         JOIN alone AS one ON one.extractor = a.extractor AND one.label = a.label
+         JOIN alone AS two ON two.extractor = a.extractor AND two.label = b.label
+         JOIN pictures USING (extractor)
+    WHERE a.label < b.label GROUP BY ALL ORDER BY images DESC, lift DESC, a.label, other"""
