@@ -77,7 +77,8 @@ def _judge(job: Job, connection: duckdb.DuckDBPyConnection, asked: Sequence[Aske
                 continue
             rows = parquet([dataset.pairs.folder / shard.files[0].name])
             connection.execute(f"CREATE OR REPLACE TEMP VIEW shard_pairs AS SELECT uid, url, text FROM {rows}")
-            connection.execute("CREATE OR REPLACE TEMP VIEW judged AS FROM signals SEMI JOIN shard_pairs USING (uid)")
+            judged = "FROM signals SEMI JOIN shard_pairs USING (uid) ORDER BY uid"
+            connection.execute(f"CREATE OR REPLACE TEMP VIEW judged AS {judged}")
             more = {
                 KEPT: "SELECT uid, url, text, key, split FROM shard_pairs SEMI JOIN passed USING (uid) "
                 "JOIN places USING (url) ORDER BY uid",

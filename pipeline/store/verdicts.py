@@ -97,13 +97,13 @@ def _failures(asked: Sequence[Asked]) -> str:
 
 
 def _measured(asked: Sequence[Asked]) -> str:
-    """SQL of one row a pair: uid, failures, and the value of each rule that compares numbers."""
+    """SQL of one row a pair, in the order of the relation: uid, failures, and the value of each rule of numbers."""
     values = "".join(
         f", v{position} AS {identifier(entry.rule.name)}"
         for position, entry in enumerate(asked)
         if entry.rule.takes in ("number", "fraction")
     )
-    return f"SELECT uid, {_failures(asked)} AS failures{values} FROM judged_rows ORDER BY uid"
+    return f"SELECT uid, {_failures(asked)} AS failures{values} FROM judged_rows"
 
 
 def write_shard(
@@ -115,7 +115,7 @@ def write_shard(
     key: str,
     more: Mapping[str, str] | None = None,
 ) -> Shard:
-    """Judge `relation`, one shard's pairs, and write their verdicts and what was measured.
+    """Judge `relation`, one shard's pairs in order of uid, and write their verdicts and what was measured.
 
     `more`: suffix -> SQL of a further file of the shard, over the relation and `passed`, the uids that fail no rule.
     """
@@ -139,7 +139,7 @@ def write_shard(
             write_parquet(connection, query, path)
     pairs = number(connection, "SELECT count(*) FROM judged_rows")
     kept = number(connection, "SELECT count(*) FROM passed")
-    dropped = number(connection, f"SELECT count(DISTINCT uid) FROM {parquet([folder / f'{name}{VERDICTS}'])}")
+    dropped = number(connection, f"SELECT count(*) FILTER (first) FROM {parquet([folder / f'{name}{VERDICTS}'])}")
     counts = {"pairs": pairs, "kept": kept, "dropped": dropped}
     return Shard.of(folder, name, key, [f"{name}{suffix}" for suffix in files], counts)
 
