@@ -11,10 +11,10 @@ export OMP_WAIT_POLICY ?= passive
 READY  := .venv/.ready
 MILL   := .venv/bin/pairmill
 STAGE  = $(MILL) $@ --data "$(DATA)" --recipe "$(RECIPE)" --engine "$(ENGINE)" $(if $(WORKERS),--workers "$(WORKERS)") $(if $(ONLY),--only "$(ONLY)")
-STAGES := ingest screen download filter extract catalog train evaluate report
+STAGES := ingest screen download filter extract train evaluate embed catalog report
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo $(STAGES) retry align embed study models export-model verify export-features import-features rules sql summary bench-data bench-features bench-train
+.PHONY: help setup demo $(STAGES) retry align study models export-model verify export export-features import-features rules sql explore summary bench-data bench-features bench-train bench-explore
 .PHONY: detector test test-slow lint format
 
 help: ## this list
@@ -46,15 +46,15 @@ filter: $(READY) ## apply the rules that need the image; fetches nothing
 	@$(STAGE)
 extract: $(READY) ## region, grid, patch and pixel features, once a model  [ONLY=region,grid]
 	@$(STAGE)
-catalog: $(READY) ## SQL views over everything, in catalog.duckdb
-	@$(STAGE)
 train: $(READY) ## pretrain the recipe's models from the cached features  [ONLY=uniter]
 	@$(STAGE)
 evaluate: $(READY) ## image-text retrieval on the test split  [ONLY=uniter]
 	@$(STAGE)
-align: $(READY) ## score each pair by a trained dual encoder, for `filter`'s rules on alignment
-	@$(STAGE)
 embed: $(READY) ## where dual encoders put each text and image, for `make sql` and others  [ONLY=clip]
+	@$(STAGE)
+catalog: $(READY) ## SQL views over everything, in catalog.duckdb
+	@$(STAGE)
+align: $(READY) ## score each pair by a trained dual encoder, for `filter`'s rules on alignment
 	@$(STAGE)
 report: $(READY) ## one HTML page: the funnel, pictures, curves, retrieval
 	@$(STAGE)
@@ -62,9 +62,14 @@ report: $(READY) ## one HTML page: the funnel, pictures, curves, retrieval
 rules: $(READY) ## every rule, what it takes and where it comes from
 	@$(MILL) rules
 
-sql: $(READY) ## ask the catalog: make sql Q="FROM funnel"
-	@$(MILL) sql --data "$(DATA)" -- $(if $(Q),"$$QUERY",$(error say what: make sql Q="FROM funnel"))
+sql: $(READY) ## ask the catalog: Q="FROM funnel" [FORMAT=csv|json|jsonl|parquet] [OUT=file]; a prompt without Q
+	@$(MILL) sql --data "$(DATA)" $(if $(FORMAT),--format "$(FORMAT)") $(if $(OUT),--out "$(OUT)") $(if $(value Q),-- "$$QUERY")
 sql: export QUERY := $(value Q)
+unexport Q # the shell gets the query as it was written, and make does not look for variables in it
+
+explore: $(READY) ## a local web app: SQL with pictures, thresholds, search, duplicates, funnels  [PORT=8080]
+	@$(MILL) explore --data "$(DATA)" --recipe "$(RECIPE)" --port "$(PORT)"
+explore: PORT = 8080
 
 study: $(READY) ## systems side by side: MODELS="uniter vilbert" [FEATURES="region grid"] [SEEDS=3] [STEPS=300] [BATCH=64] [SCALE=tiny]
 	@$(MILL) study --data "$(DATA)" --recipe "$(RECIPE)" --models "$(MODELS)" $(if $(FEATURES),--features "$(FEATURES)") $(if $(SEEDS),--seeds "$(SEEDS)") $(if $(STEPS),--steps "$(STEPS)") $(if $(BATCH),--batch "$(BATCH)") $(if $(SCALE),--scale "$(SCALE)")
@@ -77,6 +82,11 @@ export-model: $(READY) ## a trained dual encoder of pixels in open_clip's format
 
 verify: $(READY) ## read every file again and name what is damaged
 	@$(STAGE)
+
+export: $(READY) ## what is kept, for other programs: TO=webdataset|parquet|jsonl|huggingface|fiftyone|open_clip OUT=folder [WHERE="split = 'train'"]
+	@$(MILL) export --data "$(DATA)" --engine "$(ENGINE)" --to "$(TO)" --out "$(OUT)" $(if $(WORKERS),--workers "$(WORKERS)") $(if $(value WHERE),--where="$$CONDITION")
+export: export CONDITION := $(value WHERE)
+unexport WHERE # as Q above
 
 export-features: $(READY) ## features for other programs: EXTRACTOR=region TO=webdataset|uniter-npz|lxmert-tsv OUT=folder
 	@$(MILL) export-features --data "$(DATA)" --extractor "$(EXTRACTOR)" --to "$(TO)" --out "$(OUT)" $(if $(WHERE),--where "$$CONDITION")
@@ -96,6 +106,9 @@ bench-features: $(READY) ## how fast extraction, the feature store and its loade
 
 bench-train: $(READY) ## how fast training steps are beside transformers', and what batches and the loader cost: half an hour  [QUICK=1]
 	.venv/bin/python -m tests.bench.train $(if $(QUICK),--quick)
+
+bench-explore: $(READY) ## how fast SQL answers on 10 M pairs and the explorer on 1 M, beside pandas: an hour  [QUICK=1]
+	.venv/bin/python -m tests.bench.explore $(if $(QUICK),--quick)
 
 detector: $(READY) ## train the small detector of clip art that the demo falls back on: an hour
 	.venv/bin/python -m pipeline.demo.detector

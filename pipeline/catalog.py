@@ -1,17 +1,18 @@
-"""Stage `catalog`: `catalog.duckdb`, views over the dataset's Parquet files; nothing is copied."""
+"""Stage `catalog`: `catalog.duckdb`, views and macros over the dataset's Parquet files; nothing is copied."""
 
 import time
 
 import duckdb
+from filelock import FileLock
 
-from pipeline.errors import PairmillError
 from pipeline.job import UP_TO_DATE, Job, is_stamped, stamp
 from pipeline.store.atomic import digest, replacing
 from pipeline.store.dataset import Dataset
-from pipeline.store.views import create_views
+from pipeline.store.views import create_catalog
 
-VERSION = 3
-MAX_ROWS = 200
+VERSION = 5
+OLDEST_READER = "v1.4.0"
+"""The DuckDB from which on a shell of the user's own can open the catalog."""
 
 
 def run(job: Job) -> str:
@@ -29,30 +30,21 @@ def refresh(dataset: Dataset) -> list[str] | None:
         VERSION,
         str(dataset.root.resolve()),
         [table.manifest.digest for table in dataset.data_tables()],
-        [(name, path.stat().st_mtime_ns) for name, path in dataset.embeddings().items()],
+        [(str(path), path.stat().st_mtime_ns) for path in dataset.files_of_runs()],
     )
     if is_stamped(dataset.catalog, key):
         return None
+    # Of the stages one at a time works in a dataset; but anybody may ask for the catalog at any time.
+    with FileLock(dataset.catalog.with_name(".catalog.lock")):
+        return None if is_stamped(dataset.catalog, key) else _make(dataset, key)
+
+
+def _make(dataset: Dataset, key: str) -> list[str]:
     started = time.monotonic()
     with replacing(dataset.catalog) as path:
         path.unlink(missing_ok=True)
-        with duckdb.connect(str(path)) as connection:
-            create_views(connection, Dataset(dataset.root.resolve()))
+        with duckdb.connect(str(path), config={"storage_compatibility_version": OLDEST_READER}) as connection:
+            create_catalog(connection, Dataset(dataset.root.resolve()))
             views = connection.execute("SELECT view_name FROM duckdb_views() WHERE NOT internal ORDER BY 1").fetchall()
     stamp(dataset.catalog, key, time.monotonic() - started)
     return [name for (name,) in views]
-
-
-def query(dataset: Dataset, sql: str) -> None:
-    """Print a query's rows as a table, from a catalog that is in step with the tables and opened read-only.
-
-    Raises PairmillError with DuckDB's own words where the query is wrong.
-    """
-    refresh(dataset)
-    try:
-        with duckdb.connect(str(dataset.catalog), read_only=True) as connection:
-            relation = connection.sql(sql)
-            if relation is not None:
-                relation.show(max_rows=MAX_ROWS, max_width=200)
-    except duckdb.Error as error:
-        raise PairmillError(str(error)) from None

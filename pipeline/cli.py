@@ -8,6 +8,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, nullcontext
+from functools import cache
 from pathlib import Path
 from types import FrameType
 
@@ -16,6 +17,7 @@ from filelock import FileLock, Timeout
 
 from pipeline.engine import engine
 from pipeline.errors import PairmillError
+from pipeline.exports import TARGETS
 from pipeline.job import Job
 from pipeline.ranks import rank, ranks
 from pipeline.recipe import Recipe, load
@@ -23,6 +25,7 @@ from pipeline.stages import ASIDE, NEEDS_NO_RECIPE, STAGES, run_stage
 from pipeline.store.dataset import Dataset
 
 DEMO_PORT = 8765
+EXPLORE_PORT = 8080
 RECIPES = Path("recipes")
 RUN_STAGES = ("train", "evaluate", "embed")
 """Whose names in --only are runs."""
@@ -117,7 +120,12 @@ def _parser() -> argparse.ArgumentParser:
     add_recipe(demo)
     demo.add_argument("--port", type=int, default=DEMO_PORT, help="where the demo's web server listens on 127.0.0.1")
     sql = command("sql", _sql, "ask the catalog")
-    sql.add_argument("query")
+    sql.add_argument("query", nargs="?", help="SQL; a prompt opens otherwise")
+    sql.add_argument("--format", help="table, csv, json, jsonl or parquet; as the suffix of --out says, or a table")
+    sql.add_argument("--out", type=Path, help="a file; standard output otherwise")
+    explore = command("explore", _explore, "serve a local web app to question the dataset and look at it")
+    explore.add_argument("--recipe", type=Path, help="that of the dataset, for the pages that change thresholds")
+    explore.add_argument("--port", type=int, default=EXPLORE_PORT, help="on 127.0.0.1; 0: any that is free")
     _add_exchange(command, add_engine)
     _add_models(commands, command, add_recipe)
     command("summary", _summary, "print the dataset's numbers and write summary.json")
@@ -134,6 +142,11 @@ def _add_exchange(
     out.add_argument("--out", type=Path, required=True, help="a new folder")
     out.add_argument("--where", default="true", help="SQL over the view `kept`: which images")
     add_engine(out)
+    export = command("export", _export, "write what is kept, with captions, boxes and scores, for other programs")
+    export.add_argument("--to", required=True, choices=TARGETS)
+    export.add_argument("--out", type=Path, required=True, help="a new folder")
+    export.add_argument("--where", default="true", help="SQL over the view `kept`: which pairs")
+    add_engine(export)
     into = command("import-features", _import_features, "make a table of features out of published ones")
     into.add_argument("--extractor", required=True, help="the name that they get")
     into.add_argument(
@@ -215,6 +228,13 @@ def _export_features(options: argparse.Namespace) -> None:
         print(export_features(dataset, running, options.extractor, options.to, options.out, options.where))
 
 
+def _export(options: argparse.Namespace) -> None:
+    from pipeline.exports.running import export
+
+    with _Locked(options.data), closing(engine(options.engine, options.workers or 0)) as running:
+        print(export(Dataset(options.data), running, options.to, options.out, options.where))
+
+
 def _import_features(options: argparse.Namespace) -> None:
     from pipeline.import_features import Asked, import_features
 
@@ -290,9 +310,27 @@ def _rules(options: argparse.Namespace) -> None:
 
 
 def _sql(options: argparse.Namespace) -> None:
-    from pipeline.catalog import query
+    from pipeline.sql_shell import Format, ask, open_shell
 
-    query(Dataset(options.data), options.query)
+    dataset, query = Dataset(options.data), options.query
+    if query is None and not sys.stdin.isatty():
+        query = sys.stdin.read()
+    if query is None and options.format is None and options.out is None:
+        open_shell(dataset)
+    else:
+        ask(dataset, query or "", Format.asked(options.format, options.out), options.out)
+
+
+def _explore(options: argparse.Namespace) -> None:
+    from pipeline.explorer.app import serve
+
+    @cache
+    def encoder() -> Callable[[str, str], list[float]]:
+        from trainers.tasks.encoding import RunEncoder  # PyTorch takes seconds, and most come for something else
+
+        return RunEncoder(Dataset(options.data))
+
+    serve(options.data, options.recipe, options.port, lambda run, text: encoder()(run, text))
 
 
 def _summary(options: argparse.Namespace) -> None:

@@ -102,7 +102,7 @@ def _wanted(job: Job) -> Iterator[Wanted]:
             write_parquet(connection, f"{kept} ORDER BY shard, key", path)
         source = parquet([staged])
         counted = connection.execute(f"SELECT shard, count(*) FROM {source} GROUP BY shard").fetchall()
-        content = connection.execute(f"SELECT bit_xor(md5_number(shard || '/' || key)) FROM {source}").fetchone()
+        content = connection.execute(f"SELECT bit_xor(md5_number(shard || '/' || key)) FROM {source}").fetchall()[0]
     try:
         yield Wanted(staged, digest(content), defaultdict(int, counted))
     finally:

@@ -326,10 +326,14 @@ class Recipe(Section):
         return self
 
 
-def load(path: Path | str) -> Recipe:
-    """Read a recipe with what it `extends`. Raises PairmillError naming the file, the key and what is allowed."""
+def load(path: Path | str, name: str | None = None) -> Recipe:
+    """Read a recipe with what it `extends`. Raises PairmillError naming the file, the key and what is allowed.
+
+    `name`: that of a recipe which has none of its own, as a set of rules has not.
+    """
     path = Path(path)
-    values = _merged(path, ())
+    values = {"name": name} if name else {}
+    values |= _merged(path, ())
     try:
         return Recipe.model_validate(values)
     except ValidationError as error:

@@ -15,15 +15,15 @@ STAGES = {
     "download": "pipeline.download",
     "filter": "pipeline.filter",
     "extract": "pipeline.extract",
-    "catalog": "pipeline.catalog",
     "train": "trainers.train",
     "evaluate": "trainers.evaluate",
+    "embed": "trainers.embed",
+    "catalog": "pipeline.catalog",
     "report": "pipeline.report",
 }
 ASIDE = {
     "retry": "pipeline.download:retry",
     "align": "trainers.align",
-    "embed": "trainers.embed",
     "verify": "pipeline.verify",
 }
 """What is called by itself, beside the chain."""

@@ -10,6 +10,7 @@ from typing import Any
 from pipeline.job import stamped_seconds
 from pipeline.store.atomic import write_json
 from pipeline.store.dataset import Dataset
+from pipeline.store.sql import number
 
 REPEATED = "repeated_pair"
 
@@ -32,14 +33,14 @@ def collect(dataset: Dataset) -> dict[str, Any]:
             rule: n for stage, rule, n in funnel if stage in ("screen", "filter")
         }
         summary["dropped"] = dropped
-        (summary["kept"],) = connection.execute("SELECT count(*) FROM kept").fetchone() or (0,)
+        summary["kept"] = number(connection, "SELECT count(*) FROM kept")
         if dataset.images.exists:
             counts = dataset.images.manifest.counts()
             summary["images_requested"] = counts.get("requested", 0)
             summary["downloaded"] = counts.get("ok", 0)
             summary["failed"] = {rule: n for stage, rule, n in funnel if stage == "download"}
             summary["images_failed"] = {name[7:]: n for name, n in counts.items() if name.startswith("failed/")}
-            (summary["images_kept"],) = connection.execute("SELECT count(DISTINCT key) FROM kept").fetchone() or (0,)
+            summary["images_kept"] = number(connection, "SELECT count(DISTINCT key) FROM kept")
     summary["features"] = {name: _features(dataset, name) for name in dataset.extractors()}
     summary["seconds"] = _seconds(dataset)
     summary["training"] = {

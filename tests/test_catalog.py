@@ -1,11 +1,15 @@
 """The catalog: views over the files, opened read-only, in step with the data and with nothing else."""
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import duckdb
 import pytest
 from served import Web
 
+from pipeline.catalog import refresh
 from pipeline.cli import main
+from pipeline.store.dataset import Dataset
 
 
 @pytest.fixture
@@ -37,12 +41,26 @@ def test_what_writes_or_is_wrong_is_refused_in_duckdbs_words(
     assert (data / "catalog.duckdb").read_bytes() == before
 
 
-def test_a_run_does_not_make_it_stale(web: Web, data: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (data / "runs" / "one").mkdir(parents=True)
-    (data / "runs" / "one" / "manifest.json").write_text((data / "pairs" / "manifest.json").read_text())
+def test_a_training_is_seen_by_the_next_question(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with Dataset(data).run("one").writing("k", {}) as writing:
+        writing.commit({"steps": 7, "parameters": 5, "loss_first": 2.0, "loss_last": 1.0})
     capsys.readouterr()
-    assert main(["catalog", "--data", str(data), "--recipe", str(web.recipe)]) == 0
-    assert "up to date" in capsys.readouterr().out
+    assert sql(data, "SELECT run || '!' AS said, steps FROM runs") == 0
+    assert "one!" in capsys.readouterr().out
+
+
+def test_many_may_ask_while_it_is_made_anew(data: Path) -> None:
+    dataset = Dataset(data)
+
+    def ask(_: int) -> int:
+        refresh(dataset)
+        with duckdb.connect(str(dataset.catalog), read_only=True) as connection:
+            return len(connection.execute("FROM kept").fetchall())
+
+    for path in data.glob("catalog.duckdb*"):
+        path.unlink()
+    with ThreadPoolExecutor(8) as pool:
+        assert len(set(pool.map(ask, range(16)))) == 1
 
 
 def test_it_follows_the_dataset_to_another_folder(

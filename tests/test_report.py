@@ -20,23 +20,38 @@ from pipeline import ingest, report, screen, summary
 from pipeline.engine import engine
 from pipeline.job import UP_TO_DATE, Job
 from pipeline.recipe import Recipe
+from pipeline.report import distributions, samples
+from pipeline.report.clusters import Member, clusters
 from pipeline.report.curves import smoothed
-from pipeline.report.page import shown
+from pipeline.report.pictures import Album
+from pipeline.report.thresholds import BORDER, borders
 from pipeline.report.toml import toml
+from pipeline.report.wording import shown
 from pipeline.store.atomic import file_sha256
 from pipeline.store.dataset import Dataset
 from pipeline.store.features import Column, ImageFeatures, write_features
+from pipeline.store.pictures import Pictures
 from pipeline.store.table import Shard
+from pipeline.web.image_shard import FETCHES, METADATA
 
 SCRIPT = "<script>alert(1)</script> three words"
 BREAKOUT = '"><img src=x onerror=alert(2)> out it breaks'
 HOSTILE_URL = "javascript:alert(3)//picture"
+ENDINGS = "]]> --> </style> </svg> </title> {{ 7 * 7 }} \u202eright to left\u2066"
+HOSTILE_HOST = "http://<b>&amp;evil\"'.example/picture.png"
+HOSTILE_CLASS = "<i>cat</i></svg><script>alert(5)</script>]]>\x00\ufffe"
+LONG = "word" * 2500
+SCREENED = ["funnel", "kept", "rules", "distributions", "words", "cost", "recipe"]
+MODELLED = ["features", "training", "retrieval", "cost", "recipe"]
+SIZES = ("width", "height", "original_width", "original_height")
 
 
 def _pairs() -> list[tuple[str, str]]:
     pairs = [(f"http://web.example/{n}.png", f"picture number {n} of many") for n in range(20)]
     pairs += [("http://web.example/a.png", SCRIPT), ("http://web.example/b.png", BREAKOUT)]
     pairs += [("http://web.example/2.png", "one"), ("http://web.example/3.png", "<b>bold"), pairs[0]]
+    pairs += [("http://web.example/4.png", f"{ENDINGS} {LONG}"), (HOSTILE_HOST, "a host that is none")]
+    pairs += [("http://web.example/5.png", f"{ENDINGS} {LONG[:2000]}")]
     return [*pairs, (HOSTILE_URL, "a link that should not be one")]
 
 
@@ -45,8 +60,8 @@ def _recipe(lists: Path) -> Recipe:
         {
             "name": "tiny",
             "ingest": {"inputs": [str(lists)]},
-            "screen": {"rules": {"min_words": 3}},
-            "filter": {"rules": {"min_side": 32}},
+            "screen": {"rules": {"min_words": 3, "max_characters": 500, "own": {"keep_if": "text <> '</script>'"}}},
+            "filter": {"rules": {"min_side": 32, "max_aspect": 1.6, "near_duplicates": 2}},
             "split": {"train": 0.4, "validation": 0.3, "test": 0.3},
         }
     )
@@ -58,31 +73,36 @@ def _job(dataset: Dataset, recipe: Recipe, stage: str = "report") -> Job:
 
 def _add_images(dataset: Dataset) -> None:
     """What `download` leaves: every second image small enough to be dropped, the last url failed."""
-    urls = sorted({url for url, _ in _pairs()} - {HOSTILE_URL})
+    failed = [HOSTILE_HOST, HOSTILE_URL]
+    urls = sorted({url for url, _ in _pairs()} - set(failed))
     rows: list[dict[str, Any]] = []
     with dataset.images.writing("key", {"00000": "key"}) as writing:
         with tarfile.open(dataset.images.folder / "00000.tar", "w") as tar:
             for number, url in enumerate(urls):
-                side = 24 if number % 4 == 0 else 64
+                size = [(24, 24), (96, 64), (90, 64), (90, 64), (24, 30), (150, 64), (99, 64), (64, 64)][number % 8]
+                pixels = np.random.default_rng(number // 2).integers(0, 255, (8, 8, 3), np.uint8)
                 content = io.BytesIO()
-                Image.new("RGB", (side, side), (number * 10, 80, 120)).save(content, "JPEG")
+                Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC).save(content, "JPEG")
                 member = tarfile.TarInfo(f"{number:08d}.jpg")
                 member.size = len(content.getvalue())
                 tar.addfile(member, io.BytesIO(content.getvalue()))
-                sha256 = f"{number * 0x0C000000:08x}" + "0" * 56
-                size = dict.fromkeys(("width", "height", "original_width", "original_height"), side)
-                found = {"key": f"{number:08d}", "url": url, "status": "ok", "http_status": 200, "sha256": sha256}
-                rows.append(found | size)
-        failed = {"key": "00000099", "url": HOSTILE_URL, "status": "bad_url", "http_status": None, "sha256": None}
-        rows.append(failed | dict.fromkeys(("width", "height", "original_width", "original_height")))
-        pq.write_table(pa.Table.from_pylist(rows), dataset.images.folder / "00000.parquet")
-        counts = {"requested": len(rows), "ok": len(urls), "failed/bad_url": 1}
+                found = {"key": f"{number:08d}", "url": url, "status": "ok", "http_status": 200, "format": "JPEG"}
+                found |= {"sha256": f"{number * 0x0A000000:08x}" + "0" * 56, "bytes": member.size}
+                rows.append(found | dict(zip(SIZES, (*size, *size), strict=True)))
+        rows += [{"key": f"{99 - n:08d}", "url": url, "status": "bad_url"} for n, url in enumerate(failed)]
+        pq.write_table(pa.Table.from_pylist(rows, METADATA), dataset.images.folder / "00000.parquet")
+        counts = {"requested": len(rows), "ok": len(urls), "failed/bad_url": len(failed)}
         files = ["00000.tar", "00000.parquet"]
         writing.add(Shard.of(dataset.images.folder, "00000", "key", files, counts))
         writing.commit()
+    fetches = dataset.root / "logs" / "fetches"
+    fetches.mkdir(parents=True)
+    fetched = [{"url": row["url"], "status": row["status"], "attempts": 2, "seconds": 0.5, "time": 1.0} for row in rows]
+    pq.write_table(pa.Table.from_pylist(fetched, FETCHES), fetches / "00000.parquet")
 
 
-def _add_features(dataset: Dataset) -> list[str]:
+def _add_features(dataset: Dataset, name: str, **differing: Any) -> list[str]:
+    """`differing`: what its identity says otherwise."""
     columns = {
         "boxes": Column("float32", (4,)),
         "classes": Column("int32"),
@@ -103,14 +123,15 @@ def _add_features(dataset: Dataset) -> list[str]:
         "weights": "untrained",
         "weights_sha256": "untrained",
         "trained": False,
-        "classes": ["<i>cat</i>"],
+        "classes": [HOSTILE_CLASS],
         "settings": {"confidence": 0.2, "min_boxes": 2, "max_boxes": 2},
         "columns": {
             name: {"dtype": column.dtype, "shape": list(column.shape), "tensor": column.tensor}
             for name, column in columns.items()
         },
     }
-    table = dataset.features("region")
+    identity |= differing
+    table = dataset.features(name)
     with table.writing("key", {"00000": "key"}) as writing:
         images = [ImageFeatures(key, 2, arrays) for key in keys]
         rows = write_features(table.folder / "00000.parquet", images, columns, identity)
@@ -122,7 +143,14 @@ def _add_features(dataset: Dataset) -> list[str]:
 def _add_run(dataset: Dataset, keys: list[str]) -> None:
     table = dataset.run("clip")
     with table.writing("key", {"model": "key"}) as writing:
-        metrics = {"step": list(range(50)), "name": ["loss/itc"] * 50, "value": [3 - step / 25 for step in range(50)]}
+        values = {
+            "loss/itc": {step: 3 - step / 25 for step in range(50)},
+            "validation/loss/itc": {9: 2.7, 49: float("nan"), 48: 1.5},
+            "lr": {step: step / 50 for step in range(50)},
+            "validation/t2i_r10": {9: 0.25, 49: 0.5},
+        }
+        scalars = [(step, name, value) for name, own in values.items() for step, value in own.items()]
+        metrics = dict(zip(("step", "name", "value"), map(list, zip(*scalars, strict=True)), strict=True))
         pq.write_table(pa.table(metrics), table.folder / "metrics.parquet")
         writing.add(Shard.of(table.folder, "model", "key", ["metrics.parquet"], {}))
         writing.commit({"loss_first": 2.75, "loss_last": 1.25, "steps": 50, "parameters": 1_500_000})
@@ -148,6 +176,7 @@ class _References(HTMLParser):
         self.tags: list[str] = []
         self.references: list[str] = []
         self.handlers: list[str] = []
+        self.ids: list[str] = []
         self.text = ""
         self.feed(html)
 
@@ -156,6 +185,8 @@ class _References(HTMLParser):
         for name, value in attrs:
             if name in ("src", "href", "xlink:href", "srcset", "action", "data", "poster"):
                 self.references.append(value or "")
+            if name == "id":
+                self.ids.append(value or "")
             if name.startswith("on"):
                 self.handlers.append(name)
 
@@ -175,7 +206,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Dataset, Recipe]:
     screen.run(_job(dataset, recipe, "screen"))
     _add_images(dataset)
     filter_stage.run(_job(dataset, recipe, "filter"))
-    _add_run(dataset, _add_features(dataset))
+    _add_features(dataset, "imported", trained=True, settings={"format": "uniter-npz", "top_k": 10})
+    _add_run(dataset, _add_features(dataset, "region"))
     return dataset, recipe
 
 
@@ -188,14 +220,19 @@ def html(made: tuple[Dataset, Recipe]) -> str:
 
 def test_every_section_is_there(html: str) -> None:
     sections = re.findall(r'<section id="(\w+)"', html)
-    assert sections == ["funnel", "kept", "dropped", "failed", "features", "training", "retrieval", "seconds", "recipe"]
+    assert sections == [*["funnel", "kept", "rules", "failed", "distributions", "words", "duplicates"], *MODELLED]
+    assert re.findall(r'<a href="#(\w+)"', html) == sections
 
 
 def test_numbers_are_those_of_the_summary(made: tuple[Dataset, Recipe], html: str) -> None:
     numbers = summary.collect(made[0])
     text = _References(html).text
     assert numbers["kept"]
-    assert numbers["dropped"] == {"repeated_pair": 1, "min_words": 2, "min_side": numbers["dropped"]["min_side"]}
+    assert numbers["quarantined"] == 1  # the text that is far too long
+    assert {"repeated_pair": 1, "min_words": 2, "max_characters": 1}.items() <= numbers["dropped"].items()
+    assert numbers["dropped"]["min_side"] > 2
+    assert numbers["dropped"]["max_aspect"] > 1
+    assert numbers["dropped"]["near_duplicates"] > 1
     assert summary.is_balanced(numbers)
     assert f"{numbers['kept']} of {numbers['pairs_in']} pairs kept, {numbers['images_kept']} images" in text
     assert "It adds up:" in text
@@ -212,24 +249,38 @@ def test_numbers_that_do_not_add_up_raise_an_alarm(
     monkeypatch.setattr(summary, "collect", lambda _: honest | {"kept": honest["kept"] + 1})
     with dataset.connect() as connection:
         numbers = summary.collect(dataset)
-        html = report.page.render(**report._contents(dataset, recipe, numbers, {}, connection))
+        html = report.page.render(**report.contents(dataset, recipe, numbers, {}, connection))
     assert "do not add up" in html
     assert "It adds up" not in html
 
 
 def test_hostile_texts_are_text(html: str) -> None:
     found = _References(html)
-    assert "script" not in found.tags
+    assert not {"script", "i>cat<", "iframe", "object", "embed", "base", "form"}.intersection(found.tags)
+    assert found.tags.count("style") == 1
     assert not found.handlers
-    for hostile in (SCRIPT, BREAKOUT, "<b>bold", HOSTILE_URL, "<i>cat</i>"):
+    for hostile in (
+        SCRIPT,
+        BREAKOUT,
+        "<b>bold",
+        HOSTILE_URL,
+        HOSTILE_HOST,
+        "<i>cat</i></svg><script>",
+        "]]> --> </style>",
+    ):
         assert hostile in found.text
+    assert "49" not in found.text.split("]]> --> </style>")[1][:40]
+    assert not re.search("[\0\u202e\u2066\ufffe]", html)
+    assert LONG not in found.text
+    assert LONG[:200] in found.text
 
 
 def test_nothing_is_fetched(html: str) -> None:
     found = _References(html)
     assert found.references
     assert all(reference.startswith(("data:image/jpeg;base64,", "#")) for reference in found.references)
-    assert "link" not in found.tags
+    assert {reference[1:] for reference in found.references if reference[0] == "#"} <= set(found.ids)
+    assert not {"link", "use", "image", "foreignobject", "audio", "video"}.intersection(found.tags)
     assert "@import" not in html
     assert all(target.startswith("#") for target in re.findall(r"url\(([^)]*)\)", html))
 
@@ -267,11 +318,11 @@ def test_stages_that_have_not_run_leave_their_sections_out(tmp_path: Path) -> No
     ingest.run(_job(dataset, recipe, "ingest"))
     report.run(_job(dataset, recipe))
     html = (dataset.root / "report" / "index.html").read_text()
-    assert re.findall(r'<section id="(\w+)"', html) == ["funnel", "kept", "seconds", "recipe"]
+    assert re.findall(r'<section id="(\w+)"', html) == ["funnel", "kept", "distributions", "cost", "recipe"]
     screen.run(_job(dataset, recipe, "screen"))
     report.run(_job(dataset, recipe))
     html = (dataset.root / "report" / "index.html").read_text()
-    assert re.findall(r'<section id="(\w+)"', html) == ["funnel", "kept", "dropped", "seconds", "recipe"]
+    assert re.findall(r'<section id="(\w+)"', html) == SCREENED
 
 
 def test_recipe_reads_back_as_the_same_values() -> None:
@@ -295,3 +346,127 @@ def test_control_characters_are_made_visible_and_long_texts_cut() -> None:
 def test_smoothing_keeps_a_constant_and_the_length() -> None:
     assert np.allclose(smoothed(np.full(200, 3.0)), 3.0)
     assert len(smoothed(np.arange(7.0))) == 7
+
+
+def test_pairs_on_the_border_are_on_their_sides(made: tuple[Dataset, Recipe]) -> None:
+    dataset, recipe = made
+    with dataset.connect() as connection:
+        found = borders(connection, has_images=True)
+        failed: dict[tuple[str, str], set[str]] = {}
+        for uid, stage, rule in connection.execute("SELECT uid, stage, rule FROM verdicts").fetchall():
+            failed.setdefault((stage, uid), set()).add(rule)
+        measured = {
+            stage: connection.execute(f"FROM {view}").fetchall() for stage, view in report.thresholds.TABLES.items()
+        }
+    assert list(found) == [
+        *(("screen", rule) for rule in ("min_words", "max_characters")),
+        *(("filter", rule) for rule in recipe.filter.rules),
+    ]
+    for (stage, rule), border in found.items():
+        kept = {row[0] for row in measured[stage] if not failed.get((stage, row[0]))}
+        alone = {row[0] for row in measured[stage] if failed.get((stage, row[0])) == {rule}}
+        assert {sample.uid for sample in border.kept} <= kept
+        assert {sample.uid for sample in border.dropped} <= alone
+        if rule != "near_duplicates":  # which has no number for what is like nothing else
+            assert len(border.kept) == min(BORDER, len(kept))
+        assert len(border.dropped) == min(BORDER, len(alone))
+        for side in (border.kept, border.dropped):
+            threshold = float(getattr(recipe, stage).rules[rule])
+            away = [abs(sample.value - threshold) for sample in side]
+            assert away == sorted(away)
+    assert any(border.dropped for (stage, _), border in found.items() if stage == "filter")
+
+
+def test_bars_of_a_rule_count_what_it_drops(made: tuple[Dataset, Recipe], html: str) -> None:
+    dataset, _ = made
+    with dataset.connect() as connection:
+        expected = dict(connection.execute("SELECT rule, failing FROM funnel WHERE stage = 'filter'").fetchall())
+    said = dict(re.findall(r'aria-label="(\w+): what was measured".*?<span class="unseen">(.*?)</span>', html, re.S))
+    below = {"min_side", "near_duplicates"}
+    for rule in ("min_side", "max_aspect", "near_duplicates"):
+        lower, higher = re.search(r"; ([\d,]+) below the threshold \S+ and ([\d,]+) above", said[rule]).groups()
+        assert int(lower if rule in below else higher) == expected[rule], rule
+
+
+def test_clusters_are_those_of_the_signals(made: tuple[Dataset, Recipe]) -> None:
+    dataset, _ = made
+    rows = [
+        row
+        for path in dataset.signals("duplicates", "filter").paths(".parquet")
+        for row in pq.read_table(path).to_pylist()
+    ]
+    with dataset.connect() as connection:
+        found = clusters(dataset, connection)
+    assert found is not None
+    assert found.fallen == len(rows)  # every picture of the fixture has a digest of its own
+    assert found.clusters == len({row["duplicate_of"] for row in rows})
+    for cluster in found.largest:
+        own = [row for row in rows if row["duplicate_of"] == cluster.stays]
+        assert cluster.size == len(own) + 1
+        assert set(cluster.members) <= {Member(row["key"], row["duplicate_distance"]) for row in own}
+
+
+def test_a_full_album_leaves_pictures_out(made: tuple[Dataset, Recipe]) -> None:
+    pictures = Pictures(made[0].images)
+    keys = [f"{number:08d}" for number in range(8)]
+    whole = Album(pictures)
+    sizes = [len(picture.uri) for key in keys if (picture := whole.get(key))]
+    assert len(sizes) == len(keys)
+    assert whole.left_out == 0
+    room = sum(sizes[:3])
+    album = Album(pictures, room)
+    shown_pictures = [picture for key in keys if (picture := album.get(key))]
+    assert sum(len(picture.uri) for picture in shown_pictures) <= room
+    assert album.left_out == len(keys) - len(shown_pictures) > 0
+    assert album.get("nothing") is None
+    assert album.get(None) is None
+    assert album.left_out == len(keys) - len(shown_pictures)
+
+
+def test_a_text_sample_never_shows_a_picture_that_its_stage_had_not_seen(made: tuple[Dataset, Recipe]) -> None:
+    with made[0].connect() as connection:
+        drawn = samples.dropped(connection, True, [("screen", "min_words"), ("filter", "min_side")])
+    assert {sample.key for sample in drawn["screen", "min_words"]} == {None}
+    assert None not in {sample.key for sample in drawn["filter", "min_side"]}
+
+
+def test_stages_and_their_bytes_are_listed(made: tuple[Dataset, Recipe], html: str) -> None:
+    dataset, _ = made
+    cost = html[html.index('<section id="cost"') :]
+    size = sum(file.bytes for shard in dataset.images.manifest.shards for file in shard.files)
+    assert re.findall(r'<td><span class="rule">(\w+)</span></td>', cost) == [*summary.collect(dataset)["seconds"]][:-1]
+    assert report.wording.size(size) in cost
+
+
+def test_imported_regions_have_no_threshold(html: str) -> None:
+    imported, own = html.split("Boxes of imported")[1].split("Boxes of region")
+    assert "threshold" not in imported
+    assert "pass the threshold of 0.2" in own.split("</section>")[0]
+
+
+def test_languages_are_those_that_screen_measured(tmp_path: Path) -> None:
+    texts = [
+        "the quick brown fox jumps over the dog",
+        "der schnelle braune Fuchs springt",
+        "le renard brun saute",
+        "123",
+    ]
+    lists = tmp_path / "list.parquet"
+    rows = [(f"http://web.example/{number}.png", f"{texts[number % 4]} {number // 8}") for number in range(40)]
+    pq.write_table(pa.table(dict(zip(("url", "text"), map(list, zip(*rows, strict=True)), strict=True))), lists)
+    sections = {"ingest": {"inputs": [str(lists)], "shards": 3}, "screen": {"rules": {"languages": ["en"]}}}
+    dataset, recipe = Dataset(tmp_path / "data"), Recipe.model_validate({"name": "tongues"} | sections)
+    ingest.run(_job(dataset, recipe, "ingest"))
+    screen.run(_job(dataset, recipe, "screen"))
+    with dataset.connect() as connection:
+        samples.look_up_kept(connection, has_images=False)
+        drawn = {drawing.name: drawing for drawing in distributions.drawings(dataset, connection)}
+        (kept,) = connection.execute("SELECT count(*) FROM kept").fetchone()
+        dropped = connection.execute("SELECT detail, count(*) FROM drops GROUP BY detail").fetchall()
+    said = set(drawn["Language of the text"].chart.alternative.split("; "))
+    assert said == {
+        f"en {kept}, of which {kept} kept",
+        *(f"{name} {count}, of which 0 kept" for name, count in dropped),
+    }
+    assert len(said) > 2
+    assert list(drawn) == ["Characters of the text", "Language of the text"]

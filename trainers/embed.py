@@ -19,6 +19,7 @@ from pipeline.job import UP_TO_DATE, Job, is_stamped, stamp
 from pipeline.store.atomic import replacing
 from pipeline.store.dataset import EMBEDDINGS
 from pipeline.store.features import FeatureStore
+from pipeline.store.table import Table
 from trainers.data.batch import TextInput, VisionInput
 from trainers.data.loader import VisionReader, text_input
 from trainers.data.text import Pieces, encode
@@ -55,7 +56,7 @@ def run(job: Job) -> str:
             continue
         table, features = job.dataset.run(name), job.dataset.features(recipe.features)
         path = table.folder / EMBEDDINGS
-        key = job.key(VERSION, table, kept, features)
+        key = embeddings_key(job, table, kept, features)
         if is_stamped(path, key):
             continue
         started = time.monotonic()
@@ -65,6 +66,11 @@ def run(job: Job) -> str:
         job.log("embedded", run=name, texts=texts, images=images)
         said.append(f"{name}: {texts:,} texts and {images:,} images")
     return "; ".join(said) or UP_TO_DATE
+
+
+def embeddings_key(job: Job, run: Table, kept: str, features: Table) -> str:
+    """What a run's embeddings were made from; `kept`: the digest of the kept pairs of all `SPLITS`."""
+    return job.key(VERSION, run, kept, features)
 
 
 class Embedder:

@@ -1,37 +1,41 @@
-"""Loss curves: small panels of one objective each, as SVG in the page's own colours, light or dark."""
+"""Training curves: small panels, one for each objective's loss, one for the learning rate, one for the retrieval."""
 
-import io
-import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import altair as alt
 import numpy as np
 import pyarrow.parquet as pq
-from markupsafe import Markup
 
-from pipeline.store.atomic import digest
+from pipeline.report import charts
+from pipeline.report.charts import Chart
+from pipeline.report.wording import quantity, shown
 from pipeline.store.table import Table
 
-# matplotlib knows no CSS variables: it draws in stand-in colours, which are replaced in its output.
-COLOURS = {"#010101": "var(--muted)", "#020202": "var(--line)", "#030303": "var(--kept)", "#040404": "var(--ink)"}
-MUTED, LINE, TRAIN, VALIDATION = COLOURS
-WIDTH, HEIGHT = 3.0, 1.8
 SMOOTHED_PART = 0.04
 """The part of all steps that one point of the curve is the mean of."""
+POINTS = 160
+"""Of a line: more are not seen in a panel."""
+PANELS = 12
+RUNS = 16
+"""How many runs are drawn; what the others came to stands in their lines."""
+RATE = "lr"
+RECALL = "validation/t2i_r10", "validation/i2t_r10"
 
 Series = tuple[np.ndarray, np.ndarray]
 
 
 @dataclass(frozen=True)
 class Panel:
-    """One objective's loss: its curve, the ends of it, and what the validation split said last."""
+    """What is drawn under a name; of a loss also its ends, and what the validation split said last."""
 
-    objective: str
-    svg: Markup
-    first: float
-    last: float
-    validation: float | None
-    accuracy: float | None
+    name: str
+    chart: Chart
+    first: float | None = None
+    last: float | None = None
+    validation: float | None = None
+    accuracy: float | None = None
 
 
 @dataclass(frozen=True)
@@ -43,11 +47,16 @@ class Run:
     panels: list[Panel]
 
 
-def of_run(table: Table) -> Run:
+def of_run(table: Table, draw: bool = True) -> Run:
     manifest = table.manifest
-    series = _series(table)
+    series = _series(table) if draw else {}
     names = sorted(name for name in series if name.startswith("loss/")) or [name for name in series if name == "loss"]
-    return Run(manifest.info, manifest.seconds, [_panel(table.folder.name, name, series) for name in names])
+    panels = [_loss(table.folder.name, name, series) for name in names[:PANELS]]
+    if RATE in series:
+        panels.append(_rate(table.folder.name, series[RATE]))
+    if any(name in series for name in RECALL):
+        panels.append(_recall(table.folder.name, {name: series[name] for name in RECALL if name in series}))
+    return Run(manifest.info, manifest.seconds, panels)
 
 
 def _series(table: Table) -> dict[str, Series]:
@@ -63,21 +72,6 @@ def _series(table: Table) -> dict[str, Series]:
     return {name: (steps[chosen], values[chosen]) for name, chosen in found.items() if chosen.any()}
 
 
-def _panel(run: str, name: str, series: dict[str, Series]) -> Panel:
-    steps, values = series[name]
-    validation = series.get(f"validation/{name}")
-    accuracy = series.get(f"validation/{name.replace('loss', 'accuracy')}")
-    curve = smoothed(values)
-    return Panel(
-        objective=name.removeprefix("loss/"),
-        svg=_svg(digest(run, name), steps, values, curve, validation),
-        first=float(curve[0]),
-        last=float(curve[-1]),
-        validation=float(validation[1][-1]) if validation else None,
-        accuracy=float(accuracy[1][-1]) if accuracy else None,
-    )
-
-
 def smoothed(values: np.ndarray) -> np.ndarray:
     """The mean of each value and its neighbours: the window is centred, and narrower at the ends."""
     reach = max(1, round(len(values) * SMOOTHED_PART / 2))
@@ -87,44 +81,77 @@ def smoothed(values: np.ndarray) -> np.ndarray:
     return (sums[high] - sums[low]) / (high - low)
 
 
-def _svg(salt: str, steps: np.ndarray, values: np.ndarray, curve: np.ndarray, validation: Series | None) -> Markup:
-    from matplotlib import rc_context
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import MaxNLocator
-
-    style: Any = {"svg.hashsalt": salt, "svg.fonttype": "none", "font.size": 9, "axes.linewidth": 0.6}
-    with rc_context(style):
-        figure = Figure(figsize=(WIDTH, HEIGHT))
-        axes = figure.add_axes((0.13, 0.16, 0.85, 0.80))
-        axes.plot(steps, values, color=TRAIN, linewidth=0.6, alpha=0.3)
-        axes.plot(steps, curve, color=TRAIN, linewidth=1.8, solid_capstyle="round")
-        seen = [np.percentile(values, [1, 99]), curve]
-        if validation:
-            axes.plot(*validation, "o", color=VALIDATION, markersize=3.6)
-            seen.append(validation[1])
-        low, high = float(np.min(np.concatenate(seen))), float(np.max(np.concatenate(seen)))
-        margin = 0.06 * (high - low) or 0.1 * abs(high) or 1.0  # a loss that never moved still has a height
-        axes.set_ylim(low - margin, high + margin)
-        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-        axes.yaxis.set_major_locator(MaxNLocator(4))
-        axes.grid(axis="y", color=LINE, linewidth=0.6)
-        axes.set_axisbelow(True)
-        axes.tick_params(length=0, labelcolor=MUTED, pad=5)
-        axes.spines[["top", "right", "left"]].set_visible(False)
-        axes.spines["bottom"].set_color(LINE)
-        out = io.StringIO()
-        figure.savefig(out, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
-    return Markup(_inlined(out.getvalue(), salt[:8]))
+def _loss(run: str, name: str, series: Mapping[str, Series]) -> Panel:
+    steps, values = series[name]
+    validation = series.get(f"validation/{name}")
+    accuracy = series.get(f"validation/{name.replace('loss', 'accuracy')}")
+    curve = smoothed(values)
+    seen = np.concatenate([np.percentile(values, [1, 99]), curve, validation[1] if validation else []])
+    low, high = float(np.min(seen)), float(np.max(seen))
+    margin = 0.06 * (high - low) or 0.1 * abs(high) or 1.0  # a loss that never moved still has a height
+    objective = name.removeprefix("loss/")
+    layers = [
+        _line(steps, values, charts.KEPT, 0.6, 0.35),
+        _line(steps, curve, charts.KEPT, 1.8),
+    ]
+    said = f"{quantity(float(curve[0]))} at the first step, {quantity(float(curve[-1]))} at the last"
+    if validation:
+        layers.append(_dots(*validation, charts.INK, "validation"))
+        said += f"; validation {quantity(float(validation[1][-1]))}"
+    chart = _panel(layers, [low - margin, high + margin], f"{shown(run, 40)}: loss of {shown(objective, 40)}", said)
+    last = {"validation": validation, "accuracy": accuracy}
+    ends = {key: float(found[1][-1]) for key, found in last.items() if found}
+    return Panel(objective, chart, float(curve[0]), float(curve[-1]), **ends)
 
 
-def _inlined(svg: str, prefix: str) -> str:
-    """The <svg> element alone: no fixed size, no metadata, no style sheet of its own, ids that no other figure has."""
-    svg = svg[svg.index("<svg") :]
-    svg = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>", "", svg, flags=re.S)
-    svg = re.sub(r'<svg [^>]*?viewBox="([^"]*)"[^>]*>', r'<svg viewBox="\1" aria-hidden="true">', svg, count=1)
-    svg = re.sub(r'xlink:href="#', 'href="#', svg)
-    svg = re.sub(r'\bid="', f'id="{prefix}-', svg)
-    svg = svg.replace('href="#', f'href="#{prefix}-').replace("url(#", f"url(#{prefix}-")
-    for stand_in, variable in COLOURS.items():
-        svg = svg.replace(stand_in, variable)
-    return svg
+def _rate(run: str, series: Series) -> Panel:
+    steps, values = series
+    most = float(values.max())
+    said = f"{most:.2g} at most, {float(values[-1]):.2g} at the last step"
+    chart = _panel(
+        [_line(steps, values, charts.KEPT, 1.8)], [0, most or 1.0], f"{shown(run, 40)}: learning rate", said, "~e"
+    )
+    return Panel("learning rate", chart)
+
+
+def _recall(run: str, series: Mapping[str, Series]) -> Panel:
+    colours = dict(zip(RECALL, (charts.KEPT, charts.DROPPED), strict=True))
+    names = dict(zip(RECALL, ("text to image", "image to text"), strict=True))
+    layers = []
+    for name, (steps, values) in series.items():
+        layers += [_line(steps, values, colours[name], 1.8), _dots(steps, values, colours[name], names[name])]
+    said = ", ".join(f"{names[name]} {values[-1]:.1%}" for name, (_, values) in series.items())
+    most = max(float(values.max()) for _, values in series.values())
+    chart = _panel(layers, [0, most * 1.06 or 1.0], f"{shown(run, 40)}: R@10 of the validation split", said, "%")
+    return Panel("R@10, validation", chart)
+
+
+def _line(steps: np.ndarray, values: np.ndarray, colour: str, width: float, opacity: float = 1.0) -> alt.Chart:
+    chosen = np.unique(np.linspace(0, len(steps) - 1, min(len(steps), POINTS)).round().astype(int))
+    points = [{"step": int(steps[at]), "value": round(float(values[at]), 6)} for at in chosen]
+    line = alt.Chart(charts.rows(points), width=charts.WIDTH, height=charts.HEIGHT)
+    return line.mark_line(clip=True, color=colour, strokeWidth=width, opacity=opacity, strokeCap="round", aria=False)
+
+
+def _dots(steps: np.ndarray, values: np.ndarray, colour: str, name: str) -> alt.Chart:
+    chosen = np.unique(np.linspace(0, len(steps) - 1, min(len(steps), POINTS)).round().astype(int))
+    points = [
+        {"step": int(steps[at]), "value": float(values[at])}
+        | {charts.DESCRIPTION: f"step {int(steps[at]):,}: {name} {quantity(float(values[at]))}"}
+        for at in chosen
+    ]
+    dots = alt.Chart(charts.rows(points)).mark_circle(color=colour, size=26, opacity=1, clip=True)
+    return dots.encode(description=charts.described())
+
+
+def _panel(layers: list[alt.Chart], ends: list[float], title: str, said: str, numbers: str = "~r") -> Chart:
+    x = alt.X(
+        "step:Q",
+        title=None,
+        scale=alt.Scale(nice=False),
+        axis=alt.Axis(tickCount=4, format="~s", labelExpr=charts.PLAIN_ZERO),
+    )
+    y = alt.Y(
+        "value:Q", title=None, scale=alt.Scale(domain=ends, nice=False), axis=alt.Axis(tickCount=4, format=numbers)
+    )
+    return charts.drawn(alt.layer(*(layer.encode(x, y) for layer in layers)), title, said)

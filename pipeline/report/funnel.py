@@ -1,6 +1,5 @@
 """The funnel: every way for a pair to fall out, in order, and how many are left after it."""
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -83,12 +82,3 @@ def steps(summary: dict[str, Any], connection: duckdb.DuckDBPyConnection) -> lis
             more |= {"meaning": CAUSES.get(name, answered)}
         add(stage, name, counted[name], **more)
     return made
-
-
-def quantity(value: float | str | None) -> str:
-    """A measured value as a person writes it: no decimals where it is whole, two otherwise."""
-    if value is None or isinstance(value, str):
-        return value or ""
-    if not math.isfinite(value):
-        return str(value)
-    return f"{value:,.0f}" if value == int(value) else f"{value:,.2f}"

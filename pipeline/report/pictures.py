@@ -1,20 +1,15 @@
-"""Thumbnails of images in the shards, as data URIs. Each is decoded and encoded anew: no byte of the web's passes."""
+"""Thumbnails of the dataset's images as data URIs, as many as the page has room for."""
 
 import base64
-import io
-import tarfile
-from collections.abc import Iterable
 from dataclasses import dataclass
 
-import duckdb
-from PIL import Image
-
-from pipeline.store.sql import parquet
-from pipeline.store.table import Table
+from pipeline.store.pictures import Pictures, encoded
 
 SIDE = 176
+SMALL_SIDE = 112
 LARGE_SIDE = 352
-QUALITY = 80
+ROOM = 5_500_000
+"""Characters of all data URIs of a page, so that it stays under 10 MB whatever the recipe asks for."""
 
 
 @dataclass(frozen=True)
@@ -26,36 +21,28 @@ class Picture:
     height: int
 
 
-class Pictures:
-    """The wanted images of a dataset. One that is absent or cannot be decoded is None."""
+class Album:
+    """Thumbnails by key. One that is absent, or cannot be decoded, is None; so is any when the page is full."""
 
-    def __init__(self, images: Table, connection: duckdb.DuckDBPyConnection, keys: Iterable[str | None]) -> None:
-        wanted = sorted({key for key in keys if key})
-        self._files = {}
-        for path in images.paths(".tar"):
-            source = parquet([path.with_suffix(".parquet")])
-            query = f"SELECT key FROM {source} SEMI JOIN (SELECT unnest(?) AS key) USING (key)"
-            here = {f"{key}.jpg": key for (key,) in connection.execute(query, [wanted]).fetchall()}
-            if here:
-                with tarfile.open(path) as tar:
-                    for member in tar:
-                        if member.name in here and (file := tar.extractfile(member)):
-                            self._files[here[member.name]] = file.read()
+    def __init__(self, pictures: Pictures, room: int = ROOM) -> None:
+        self._pictures = pictures
+        self._room = room
+        self.left_out = 0
 
     def get(self, key: str | None, side: int = SIDE) -> Picture | None:
         """The image, its longer side at most `side` pixels."""
-        if key not in self._files:
+        image = self._pictures.image(key, side) if key else None
+        if image is None:
             return None
-        try:
-            with Image.open(io.BytesIO(self._files[key])) as image:
-                image.draft("RGB", (side, side))
-                small = image.convert("RGB")
-        except (OSError, ValueError, Image.DecompressionBombError):
+        uri = "data:image/jpeg;base64," + base64.b64encode(encoded(image)).decode()
+        if len(uri) > self._room:
+            self.left_out += 1
             return None
-        small.thumbnail((side, side), Image.Resampling.LANCZOS)
-        out = io.BytesIO()
-        small.save(out, "JPEG", quality=QUALITY, optimize=True)
-        return Picture("data:image/jpeg;base64," + base64.b64encode(out.getvalue()).decode(), small.width, small.height)
+        self._room -= len(uri)
+        return Picture(uri, image.width, image.height)
 
-    def large(self, key: str) -> Picture | None:
+    def small(self, key: str | None) -> Picture | None:
+        return self.get(key, SMALL_SIDE)
+
+    def large(self, key: str | None) -> Picture | None:
         return self.get(key, LARGE_SIDE)

@@ -73,13 +73,18 @@ class Dataset:
         """The files of the runs whose texts and images have been embedded, by the run's name."""
         return {path.parent.name: path for path in sorted(self.root.glob(f"runs/*/{EMBEDDINGS}"))}
 
+    def files_of_runs(self) -> list[Path]:
+        """What the catalog shows of the trainings."""
+        names = ("manifest.json", "metrics.parquet", "evaluation.json", EMBEDDINGS)
+        return sorted(path for name in names for path in self.root.glob(f"runs/*/{name}"))
+
     def kept_digest(self, splits: Sequence[str], memory_limit: str = "4GB") -> str:
         """A digest of the kept pairs of these splits and of their images: what a model sees of all the stages' work."""
         with self.connect(memory_limit) as connection:
             query = (
                 "SELECT count(*), bit_xor(md5_number(uid || key || split)) FROM kept WHERE split IN (FROM unnest(?))"
             )
-            return digest(connection.execute(query, [list(splits)]).fetchone())
+            return digest(connection.execute(query, [list(splits)]).fetchall()[0])
 
     @contextmanager
     def connect(

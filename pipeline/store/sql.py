@@ -31,5 +31,6 @@ def write_parquet(connection: duckdb.DuckDBPyConnection, query: str, path: Path)
 
 def number(connection: duckdb.DuckDBPyConnection, query: str) -> int:
     """The single whole number that a query gives."""
-    row: Any = connection.execute(query).fetchone()
-    return int(row[0])
+    # `fetchone` leaves the result open, and the connection busy: what is asked next may be refused.
+    rows: Any = connection.execute(query).fetchall()
+    return int(rows[0][0])

@@ -60,8 +60,8 @@ def with_cutoffs(asked: Sequence[Asked], connection: duckdb.DuckDBPyConnection, 
         if entry.rule.takes == "fraction":
             scores = f"SELECT {entry.rule.value} AS score FROM {relation} WHERE {entry.rule.value} IS NOT NULL"
             rank = int(number(connection, f"SELECT count(*) FROM ({scores})") * entry.threshold)
-            row = connection.execute(f"{scores} ORDER BY score DESC LIMIT 1 OFFSET {rank}").fetchone()
-            entry = Asked(entry.rule, entry.threshold, row[0] if row else -1e308)
+            rows = connection.execute(f"{scores} ORDER BY score DESC LIMIT 1 OFFSET {rank}").fetchall()
+            entry = Asked(entry.rule, entry.threshold, rows[0][0] if rows else -1e308)
         found.append(entry)
     return found
 

@@ -7,11 +7,11 @@ from typing import Any
 import duckdb
 import numpy as np
 import open_clip
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from synthetic import commit, make_dataset, model_recipe
+from made_dataset import write_screened
+from synthetic import make_dataset, model_recipe
 from test_export_open_clip import clip_recipe
 
 from pipeline import catalog
@@ -19,6 +19,7 @@ from pipeline.engine import engine
 from pipeline.errors import PairmillError
 from pipeline.job import UP_TO_DATE, Job
 from pipeline.recipe import Recipe
+from pipeline.sql_shell import Format, ask
 from pipeline.store.dataset import Dataset
 from pipeline.store.features import FeatureStore
 from trainers import embed, train
@@ -47,9 +48,7 @@ def job(dataset: Dataset, stage: str, *only: str) -> Job:
 @pytest.fixture(scope="module")
 def embedded(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
     dataset = make_dataset(tmp_path_factory.mktemp("embed"), images=60)
-    columns = {name: pa.array([], pa.string()) for name in ("uid", "stage", "rule", "detail")}
-    none = pa.table(columns | {"value": pa.array([], pa.float64())}).select(["uid", "stage", "rule", "value", "detail"])
-    commit(dataset.screened, {"only.parquet": none}, {"rules": {}})
+    write_screened(dataset, {"only": pq.read_table(dataset.pairs.folder / "only.parquet")["uid"].to_pylist()})
     train.run(job(dataset, "train", "dual-1", "end", "hinge"))
     embed.run(job(dataset, "embed", "dual-1", "end", "hinge"))
     return dataset
@@ -92,7 +91,7 @@ def test_sql_finds_the_nearest_image(embedded: Dataset, capsys: pytest.CaptureFi
         assert "embeddings_end" in {name for (name, *_) in connection.sql("SHOW TABLES").fetchall()}
         ((key, fit),) = connection.sql(nearest.format(query["uid"])).fetchall()
     assert (key, fit) == (images[int(fits.argmax())]["key"], pytest.approx(fits.max(), abs=1e-5))
-    catalog.query(embedded, nearest.format(query["uid"]))
+    ask(embedded, nearest.format(query["uid"]), Format.TABLE)
     assert key in capsys.readouterr().out
 
 

@@ -56,10 +56,11 @@ def create_region_views(connection: duckdb.DuckDBPyConnection, dataset: "Dataset
         failed = sum(n for count, n in manifest.counts().items() if count.startswith("failed/"))
         words = [name, identity["kind"], identity.get("model") or identity.get("weights") or ""]
         dtype = identity.get("settings", {}).get("dtype", "")
-        numbers = [manifest.count("rows"), failed, len(manifest.shards), size, f"{float(manifest.seconds)!r}::DOUBLE"]
+        counts = [manifest.count("rows"), failed, len(manifest.shards), size]
+        numbers = [*(f"{count}::BIGINT" for count in counts), f"{float(manifest.seconds)!r}::DOUBLE"]
         described.append(
             f"({', '.join(map(literal, words))}, {bool(identity.get('trained', True))}, {literal(dtype)}, "
-            f"{literal(identity.get('weights_sha256') or '')}, {', '.join(map(str, numbers))})"
+            f"{literal(identity.get('weights_sha256') or '')}, {', '.join(numbers)})"
         )
         if identity["kind"] == "region" and "boxes" in identity["columns"]:
             files = [path for path in dataset.features(name).paths(".parquet") if not path.name.endswith(FAILED_SUFFIX)]

@@ -1,6 +1,5 @@
 """Questions that are asked again and again, as table macros of the catalog."""
 
-import re
 from typing import TYPE_CHECKING, Any
 
 import duckdb
@@ -8,12 +7,10 @@ import duckdb
 from pipeline.rules import RULES
 from pipeline.store.sql import identifier, literal
 from pipeline.store.views.features import embeddings_of
+from pipeline.store.views.thresholds import failing, looks_at_others
 
 if TYPE_CHECKING:
     from pipeline.store.dataset import Dataset
-
-_OF_OTHER_PAIRS = ("texts_per_image", "copy", "look_alike", "duplicate_distance", "semantic_cosine")
-"""What is measured of a pair that another pair's absence would change."""
 
 
 def create_macros(connection: duckdb.DuckDBPyConnection, dataset: "Dataset") -> None:
@@ -76,8 +73,8 @@ def _would_keep(connection: duckdb.DuckDBPyConnection, dataset: "Dataset", colum
     branches = []
     for view, rules in columns.items():
         stage = _STAGES[view]
-        fails_now = {rule: _fails(rule, repr(cutoffs[stage, rule])) for rule in rules}
-        fails_then = {rule: _fails(rule, _cutoff(rule, view)) for rule in rules}
+        fails_now = {rule: failing(RULES[rule], repr(cutoffs[stage, rule])) for rule in rules}
+        fails_then = {rule: failing(RULES[rule], _cutoff(rule, view)) for rule in rules}
         now, then = _chosen(fails_now, "false"), _chosen(fails_then, "false")
         lone = f"failures - ({now})::INTEGER = 0"
         if view == "filtered":
@@ -113,11 +110,6 @@ def _chosen(by_rule: dict[str, str], otherwise: str) -> str:
     return f"CASE name {cases} ELSE {otherwise} END" if cases else otherwise
 
 
-def _fails(rule: str, cutoff: str) -> str:
-    side = "<" if RULES[rule].takes == "fraction" else RULES[rule].fails_if
-    return f"coalesce({identifier(rule)} {side} {cutoff}, false)"
-
-
 def _cutoff(rule: str, view: str) -> str:
     """Of n values in descending order, a fraction keeps those from rank int(n * fraction) up, as `filter` does."""
     if RULES[rule].takes != "fraction":
@@ -132,8 +124,7 @@ def _cutoff(rule: str, view: str) -> str:
 def _stands_alone(dataset: "Dataset") -> str:
     """Whether no rule of `filter` looks at other pairs: those that do judge anew where `screen` lets others through."""
     rules = dataset.filtered.manifest.info["rules"].values() if dataset.filtered.exists else ()
-    looks = re.compile(rf"\b({'|'.join(_OF_OTHER_PAIRS)})\b")
-    return str(not any(said["takes"] == "fraction" or looks.search(said["measure"]) for said in rules)).lower()
+    return str(not any(looks_at_others(said["takes"], said["measure"]) for said in rules)).lower()
 
 
 def _best_run(connection: duckdb.DuckDBPyConnection, dataset: "Dataset", views: set[str]) -> str:

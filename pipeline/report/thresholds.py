@@ -1,0 +1,126 @@
+"""Each rule that compares numbers: all that it measured, its threshold, and the pairs on either side of it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import duckdb
+
+from pipeline.report import charts, histograms
+from pipeline.report.charts import Chart
+from pipeline.report.samples import SPARE, Sample, distinct, order
+from pipeline.report.wording import shown
+from pipeline.rules import RULES
+from pipeline.store.sql import identifier
+
+BORDER = 10
+TABLES = {"screen": "screened", "filter": "filtered"}
+COLOURS = [charts.KEPT, charts.KEPT_SOFT, charts.DROPPED, charts.DROPPED_SOFT]
+GROUPS = [
+    "kept by every rule",
+    "kept by this rule, dropped by another",
+    "dropped by this rule alone",
+    "dropped by this and by others",
+]
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A rule of a stage with the number that it compares with. `column` is that of its values in its stage's view."""
+
+    stage: str
+    rule: str
+    threshold: float
+
+    @property
+    def column(self) -> str:
+        return identifier(self.rule)
+
+    @property
+    def side(self) -> str:
+        side = RULES[self.rule].fails_if
+        return "<" if side == "not in top" else side
+
+    @property
+    def fails(self) -> str:
+        """SQL of whether a pair fails; a pair without a value does not."""
+        return f"coalesce({self.column} {self.side} {self.threshold!r}, false)"
+
+    @property
+    def left_closed(self) -> bool:
+        """Whether what equals the threshold is on the same side as what is greater."""
+        return self.side in ("<", ">=")
+
+
+@dataclass(frozen=True)
+class Border:
+    """A rule's histogram (None where nothing was measured) and the nearest pairs on both sides of its threshold.
+
+    Those in `kept` pass every rule of the stage, those in `dropped` fail this one alone.
+    """
+
+    chart: Chart | None
+    remarks: list[str]
+    kept: list[Sample] = field(default_factory=list)
+    dropped: list[Sample] = field(default_factory=list)
+
+
+def judged(connection: duckdb.DuckDBPyConnection) -> list[Judged]:
+    """The recipe's rules that compare numbers, in their order."""
+    rows = connection.execute(
+        "SELECT stage, rule, threshold FROM rules WHERE takes IN ('number', 'fraction') AND threshold IS NOT NULL "
+        "AND stage IN ('screen', 'filter') ORDER BY position"
+    ).fetchall()
+    return [Judged(*row) for row in rows if row[1] in RULES]
+
+
+def borders(connection: duckdb.DuckDBPyConnection, has_images: bool) -> dict[tuple[str, str], Border]:
+    """(stage, rule) -> its border, in the order of the rules."""
+    rules = judged(connection)
+    near = _nearest(connection, rules, has_images)
+    found = {}
+    for rule in rules:
+        others = f"failures = ({rule.fails})::INTEGER"
+        groups = [f"NOT {rule.fails} AND {others}", f"NOT {rule.fails}", others, "true"]
+        bars = histograms.histogram(
+            connection, TABLES[rule.stage], rule.column, groups, rule.threshold, rule.left_closed
+        )
+        title = f"{shown(rule.rule)}: what was measured"
+        drawing = histograms.chart(bars, title, COLOURS, GROUPS) if bars else None
+        kept, dropped = (near.get((rule.stage, rule.rule, side), []) for side in (False, True))
+        found[rule.stage, rule.rule] = Border(drawing, histograms.remarks(bars) if bars else [], kept, dropped)
+    return found
+
+
+def _nearest(
+    connection: duckdb.DuckDBPyConnection, rules: list[Judged], has_images: bool
+) -> Mapping[tuple[str, str, bool], list[Sample]]:
+    """(stage, rule, whether dropped) -> the pairs nearest to the threshold on that side, no two of the same picture."""
+    if not rules:
+        return {}
+    drawn = [
+        f"""(SELECT {number} AS number, {dropped} AS dropped, uid, {rule.column} AS value FROM {TABLES[rule.stage]}
+             WHERE failures = {int(dropped)} AND {rule.fails} = {dropped} AND isfinite({rule.column})
+             ORDER BY abs({rule.column} - {rule.threshold!r}), {order("uid")}, uid LIMIT {BORDER * SPARE})"""
+        for number, rule in enumerate(rules)
+        for dropped in (False, True)
+    ]
+    key = "images.key, images.sha256" if has_images else "NULL, NULL"
+    join = "LEFT JOIN (SELECT url, key, sha256 FROM images) AS images USING (url)" if has_images else ""
+    # The drawn pairs are few: the texts are looked up once, for all rules together.
+    rows = connection.execute(
+        f"""WITH drawn AS MATERIALIZED ({" UNION ALL ".join(drawn)})
+            SELECT number, dropped, uid, url, text, {key}, value
+            FROM drawn JOIN (SELECT uid, url, text FROM pairs) AS pairs USING (uid) {join}
+            ORDER BY number, dropped, abs(value - [{", ".join(repr(rule.threshold) for rule in rules)}][number + 1]),
+                     {order("uid")}, uid"""
+    ).fetchall()
+    groups: dict[tuple[str, str, bool], list[Sample]] = {}
+    for number, dropped, uid, url, text, image, content, value in rows:
+        rule = rules[number]
+        if rule.stage == "screen":  # it never saw the picture
+            image = content = None
+        sample = Sample(uid, url, text, image, value=value, content=content)
+        groups.setdefault((rule.stage, rule.rule, dropped), []).append(sample)
+    return {
+        side: distinct(group, lambda sample: sample.content or sample.text, BORDER) for side, group in groups.items()
+    }

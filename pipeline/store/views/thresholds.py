@@ -1,0 +1,23 @@
+"""What another threshold is to the views `screened` and `filtered`: SQL of who fails, and what SQL cannot know."""
+
+import re
+
+from pipeline.rules import Rule
+from pipeline.store.sql import identifier
+
+_OF_OTHER_PAIRS = re.compile(r"\b(copy|look_alike|texts_per_image|duplicate_distance|semantic_cosine)\b")
+
+
+def side(rule: Rule) -> str:
+    """The comparison by which a measured value fails."""
+    return "<" if rule.fails_if == "not in top" else rule.fails_if
+
+
+def failing(rule: Rule, cutoff: str) -> str:
+    """SQL, over the view of the rule's stage, of whether a pair fails at this cutoff (SQL as well); never NULL."""
+    return f"coalesce({identifier(rule.name)} {side(rule)} {cutoff}, false)"
+
+
+def looks_at_others(takes: str, measure: str) -> bool:
+    """Whether a rule's verdict on a pair hangs on which other pairs there are."""
+    return takes == "fraction" or _OF_OTHER_PAIRS.search(measure) is not None
