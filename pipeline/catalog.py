@@ -10,7 +10,7 @@ from pipeline.store.atomic import digest, replacing
 from pipeline.store.dataset import Dataset
 from pipeline.store.views import create_catalog
 
-VERSION = 5
+VERSION = 6
 OLDEST_READER = "v1.4.0"
 """The DuckDB from which on a shell of the user's own can open the catalog."""
 

@@ -21,7 +21,7 @@ from typing import Any, BinaryIO, Literal
 
 import duckdb
 
-from pipeline.store.sql import literal
+from pipeline.store.sql import READING, literal
 
 CELL = 2_000
 """Characters of a value in an answer of texts; what is longer ends in an ellipsis."""
@@ -72,6 +72,8 @@ def opened(catalog: str, folders: Sequence[str], spill: str, memory: str, spille
     """The catalog, read-only; no file but those under `folders` can be read, and no setting changed."""
     connection = duckdb.connect(catalog, read_only=True)
     for setting in (
+        READING,
+        "SET parquet_metadata_cache = true",  # the same files again and again
         f"SET memory_limit = {literal(memory)}",
         f"SET temp_directory = {literal(spill)}",
         f"SET max_temp_directory_size = {literal(spilled)}",

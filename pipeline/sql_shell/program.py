@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from pipeline.sql_shell.session import READING
+from pipeline.store.sql import READING
 
 _TRIAL = "SELECT count(*) FROM duckdb_columns()"
 """Reads every view of the catalog, which a version that lacks what one of them uses cannot."""

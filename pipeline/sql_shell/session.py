@@ -11,11 +11,10 @@ from typing import Any, TypeVar
 import duckdb
 
 from pipeline.errors import PairmillError
+from pipeline.store.sql import READING
 
 Answer = TypeVar("Answer")
 
-READING = "SET disable_parquet_prefetching = true"
-"""Without it DuckDB reads, on some disks, a million bytes around each chunk of a list: features, for boxes' sake."""
 _QUOTED = re.compile(r"""'(?:[^']|'')*'|"(?:[^"]|"")*"|\$(\w*)\$.*?\$\1\$|--[^\n]*(?:\n|\Z)|/\*.*?\*/""", re.DOTALL)
 _OPEN = re.compile(r"""['"]|\$\w*\$|/\*""")
 

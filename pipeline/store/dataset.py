@@ -15,6 +15,7 @@ import duckdb
 
 from pipeline.errors import PairmillError
 from pipeline.store.atomic import digest
+from pipeline.store.sql import READING
 from pipeline.store.table import Table
 from pipeline.store.views import create_views
 
@@ -100,6 +101,7 @@ class Dataset:
             spill = self.root / f".tmp{os.environ.get('RANK', '')}"
             connection.execute("SET memory_limit = ?", [memory_limit])
             connection.execute("SET temp_directory = ?", [str(spill)])
+            connection.execute(READING)
             if threads:
                 connection.execute("SET threads = ?", [threads])
             create_views(connection, self, images)

@@ -6,6 +6,9 @@ from typing import Any
 
 import duckdb
 
+READING = "SET disable_parquet_prefetching = true"
+"""Without it DuckDB reads, on some disks, a million bytes around each chunk of a list: features, for boxes' sake."""
+
 
 def literal(value: object) -> str:
     """A string literal."""

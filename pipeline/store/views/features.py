@@ -71,11 +71,14 @@ def create_region_views(connection: duckdb.DuckDBPyConnection, dataset: "Dataset
             f"CREATE OR REPLACE VIEW features AS FROM (VALUES {', '.join(described)}) AS features({columns})"
         )
     if regions:
-        kept = dataset.images.exists  # before, kept pairs have no keys
-        uid = "(SELECT min(uid) FROM kept WHERE kept.key = boxes.key)" if kept else "NULL::VARCHAR"
+        # GROUP BY lets DuckDB drop the join where no uid is asked for; HAVING, which holds of all, makes it hash this
+        # side and not the boxes, so that a LIMIT ends it. Before the download, kept pairs have no keys.
+        firsts = "SELECT key, min(uid) AS uid FROM kept GROUP BY key HAVING min(uid) IS NOT NULL"
+        if not dataset.images.exists:
+            firsts = "SELECT NULL::VARCHAR AS key, NULL::VARCHAR AS uid WHERE false"
         connection.execute(
-            f"CREATE OR REPLACE VIEW regions AS SELECT extractor, {uid} AS uid, key, box, label, confidence, area "
-            f"FROM ({' UNION ALL '.join(regions)}) AS boxes"
+            "CREATE OR REPLACE VIEW regions AS SELECT extractor, uid, key, box, label, confidence, area "
+            f"FROM ({' UNION ALL '.join(regions)}) AS boxes LEFT JOIN ({firsts}) AS firsts USING (key)"
         )
 
 
@@ -86,9 +89,10 @@ def _regions(extractor: str, files: list[Path], identity: dict) -> str:
     label = f"[{names}][class + 1]" if names and "classes" in there else "NULL::VARCHAR"
     classes = "unnest(classes) AS class, " if "classes" in there else "NULL AS class, "
     confidences = "unnest(confidences) AS confidence" if "confidences" in there else "NULL::FLOAT AS confidence"
+    place = "generate_subscripts(classes, 1)" if "classes" in there else "unnest(range(1, n + 1))"
     box = "{'x1': boxes[4 * i - 3], 'y1': boxes[4 * i - 2], 'x2': boxes[4 * i - 1], 'y2': boxes[4 * i]}"
     area = "(boxes[4 * i - 1] - boxes[4 * i - 3]) * (boxes[4 * i] - boxes[4 * i - 2])"
     return (
         f"SELECT {literal(extractor)} AS extractor, key, {box} AS box, {label} AS label, confidence, {area} AS area "
-        f"FROM (SELECT key, boxes, {classes}{confidences}, unnest(range(1, n + 1)) AS i FROM {parquet(files)})"
+        f"FROM (SELECT key, boxes, {classes}{confidences}, {place} AS i FROM {parquet(files)})"
     )
