@@ -7,6 +7,7 @@ Called by `querying.py` alone: questions come in by stdin and answers go out by 
 and a pickle; neither end reads what another program wrote.
 """
 
+import json
 import os
 import pickle
 import re
@@ -21,6 +22,7 @@ from typing import Any, BinaryIO, Literal
 
 import duckdb
 
+from pipeline.explorer.confined import write_only_in
 from pipeline.store.sql import READING, literal
 
 CELL = 2_000
@@ -29,6 +31,8 @@ _PLAN = 50_000
 """The same of an EXPLAIN."""
 BEYOND = 2 << 30
 """Bytes that a process may hold beyond DuckDB's memory limit: code, stacks, and texts under way."""
+_READING = {"SELECT_NODE", "SET_OPERATION_NODE", "RECURSIVE_CTE_NODE", "CTE_NODE"}
+"""What a query may be made of."""
 ONE = "one statement at a time, and only SELECT (or FROM, WITH, DESCRIBE, SUMMARIZE, SHOW) and EXPLAIN of one"
 _EXPLAIN = re.compile(r"(?:\s|--[^\n]*\n|/\*.*?\*/)*explain\b(\s+analyze\b)?", re.IGNORECASE | re.DOTALL)
 
@@ -100,16 +104,37 @@ def checked(connection: duckdb.DuckDBPyConnection, sql: str) -> str:
         kind = statement.type
     except ValueError:  # a statement so new that the Python package has no name for it
         raise ValueError(f"refused: {ONE}") from None
-    if kind == duckdb.StatementType.SELECT:
+    if kind == duckdb.StatementType.SELECT and _only_reads(connection, statement.query):
         return statement.query
     if kind == duckdb.StatementType.EXPLAIN and (head := _EXPLAIN.match(sql)):
         # EXPLAIN ANALYZE runs what it explains, a COPY as well.
         inner = connection.extract_statements(sql[head.end() :])
-        if len(inner) == 1 and inner[0].type == duckdb.StatementType.SELECT:
+        is_select = len(inner) == 1 and inner[0].type == duckdb.StatementType.SELECT
+        if is_select and _only_reads(connection, inner[0].query):
             return f"EXPLAIN {'ANALYZE ' if head[1] else ''}{inner[0].query}"
     if kind == duckdb.StatementType.MULTI:
         raise ValueError(f"refused: a PIVOT names its columns here: PIVOT ... ON column IN (...); {ONE}")
+    if kind == duckdb.StatementType.SELECT:
+        raise ValueError(f"refused: something in it is not a question (COPY, INSERT, ...); {ONE}")
     raise ValueError(f"refused: {kind.name} is not a question; {ONE}")
+
+
+def _only_reads(connection: duckdb.DuckDBPyConnection, sql: str) -> bool:
+    """Whether every query within the query is one: DuckDB takes a COPY as the body of a WITH, and calls it a SELECT."""
+    ((tree,),) = connection.execute("SELECT json_serialize_sql(?)", [sql]).fetchall()
+    parsed = json.loads(tree)
+    return not parsed["error"] and _kinds(parsed) <= _READING
+
+
+def _kinds(tree: Any) -> set[str]:
+    """The kinds of all query nodes in a parsed statement."""
+    if isinstance(tree, list):
+        return set().union(*map(_kinds, tree))
+    if not isinstance(tree, dict):
+        return set()
+    kind = tree.get("type")
+    own = {kind} if isinstance(kind, str) and kind.endswith("_NODE") else set()
+    return own.union(*map(_kinds, tree.values()))
 
 
 def answered(connection: duckdb.DuckDBPyConnection, question: Question) -> "Answer | dict[str, Any] | Refused":
@@ -172,7 +197,12 @@ def send(stream: BinaryIO, message: object) -> None:
 def main(catalog: str, spill: str, memory: str, spilled: str, *folders: str) -> None:
     out = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # nothing that a library prints may come between the answers
-    connection = opened(catalog, folders, spill, memory, spilled)
+    write_only_in(spill)
+    try:
+        connection = opened(catalog, folders, spill, memory, spilled)
+    except duckdb.Error as error:
+        send(out, Refused(f"{catalog} cannot be opened ({str(error).splitlines()[0]}): run `make catalog`"))
+        return
     row: Any = connection.execute("SELECT current_setting('max_memory')").fetchone()
     limit = _bytes(row[0]) + BEYOND
     resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))

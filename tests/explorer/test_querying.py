@@ -3,6 +3,8 @@
 import asyncio
 import os
 import shutil
+import subprocess
+import sys
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -90,6 +92,12 @@ REFUSED = [
     "SELECT 1; SELECT 2",
     "SELECT 1; COPY pairs TO '{inside}/stolen.csv'",
     "PIVOT (SELECT 1 AS a) ON a",
+    # DuckDB takes these for SELECTs, and would write.
+    "WITH a AS (COPY (SELECT 66 AS x) TO '{inside}/stolen.csv') SELECT 1",
+    "WITH a AS MATERIALIZED (/* x */ copy pairs TO '{inside}/stolen.csv') FROM a",
+    "SELECT * FROM (WITH a AS (\u00a0COPY pairs TO '{inside}/stolen.csv') SELECT 1)",
+    "EXPLAIN ANALYZE WITH a AS (COPY pairs TO '{inside}/stolen.csv') SELECT 1",
+    "SUMMARIZE WITH a AS (COPY pairs TO '{inside}/stolen.csv') SELECT 1",
     "",
     "-- nothing",
     "/* nothing */ ;",
@@ -105,6 +113,24 @@ def test_only_one_statement_that_reads_is_run(dataset: Dataset) -> None:
         assert said.startswith(("refused", "there is no statement", "Parser Error")), (sql, said)
     assert sorted(path for path in dataset.root.rglob("*")) == before
     assert not Path("/tmp/stolen.csv").exists()
+
+
+def test_what_answers_cannot_write_whatever_it_is_talked_into(tmp_path: Path) -> None:
+    (tmp_path / "spill").mkdir()
+    (tmp_path / "kept").write_text("whole")
+    program = (
+        "import duckdb, sys; from pipeline.explorer.confined import write_only_in; held = write_only_in(sys.argv[1]);"
+        "duckdb.sql(f\"COPY (SELECT 1) TO '{sys.argv[1]}/fine'\"); print(held);"
+        "duckdb.sql(f\"COPY (SELECT 1) TO '{sys.argv[2]}'\")"
+    )
+    command = [sys.executable, "-c", program, str(tmp_path / "spill"), str(tmp_path / "kept")]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.stdout.strip() == "False":
+        pytest.skip("this kernel has no Landlock")
+    assert done.returncode
+    assert "Permission denied" in done.stderr
+    assert (tmp_path / "spill" / "fine").exists()
+    assert (tmp_path / "kept").read_text() == "whole"
 
 
 def test_no_file_beyond_the_dataset_is_read(dataset: Dataset, tmp_path: Path) -> None:

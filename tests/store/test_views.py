@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from made_dataset import Image, jpeg, made_dataset, run_filter, uid_of
+from made_dataset import Image, jpeg, made_dataset, run_filter, uid_of, write_screened
 
 from pipeline import catalog
 from pipeline.store.dataset import Dataset
@@ -190,6 +190,37 @@ def test_would_keep_of_a_screen_rule_tells_what_was_never_downloaded(connection:
     assert stricter == [(now, 0, 0)]
 
 
+def test_while_filter_is_behind_nothing_is_exact_and_only_what_passes_screen_counts(tmp_path: Path) -> None:
+    dataset = corpus(tmp_path)
+    run_filter(dataset, RULES)
+    uids = [uid for (uid,) in rows(dataset, "SELECT uid FROM pairs ORDER BY uid")]
+    shards = {"0000": uids[: len(uids) // 2], "0001": uids[len(uids) // 2 :]}
+    write_screened(dataset, shards, uids[::2])
+    catalog.refresh(dataset)
+    with duckdb.connect(str(dataset.catalog), read_only=True) as connection:
+        asked = connection.execute("SELECT now, kept, exact FROM would_keep('side_above', 100)").fetchall()
+        now = connection.execute("SELECT count(*) FROM kept").fetchall()[0][0]
+        judged = connection.execute(
+            "SELECT count(*) FROM filtered WHERE uid IN (FROM unnest(?))", [uids[::2]]
+        ).fetchall()
+    assert judged == [(0,)]
+    assert asked[0][0] == now
+    assert asked[0][1] <= now
+    assert not asked[0][2]
+
+
+def test_the_present_threshold_changes_nothing(connection: duckdb.DuckDBPyConnection) -> None:
+    for rule, threshold in connection.execute("SELECT rule, threshold FROM rules WHERE takes = 'number'").fetchall():
+        query = f"SELECT now = kept, undecided, exact FROM would_keep('{rule}', {threshold!r})"
+        assert connection.execute(query).fetchall() == [(True, 0, True)]
+
+
+@pytest.mark.parametrize("call", ["would_keep('side_above', NULL)", "would_keep(NULL, 1)"])
+def test_would_keep_of_nothing_is_an_error(connection: duckdb.DuckDBPyConnection, call: str) -> None:
+    with pytest.raises(duckdb.Error, match="compares numbers"):
+        connection.execute(f"FROM {call}").fetchall()
+
+
 def test_would_keep_refuses_what_is_no_number(connection: duckdb.DuckDBPyConnection) -> None:
     with pytest.raises(duckdb.Error, match="compares numbers: min_words, side_above"):
         connection.execute("FROM would_keep('no_red', 1)").fetchall()
@@ -229,8 +260,13 @@ def test_labels_seen_together(connection: duckdb.DuckDBPyConnection, truth: Any)
     for boxes in truth.values():
         labels = sorted({label for label, confidence, _ in boxes if label and confidence >= 0.4})
         together.update(combinations(labels, 2))
-    found = connection.execute("SELECT label, other, images FROM label_cooccurrence(minimum := 0.4)").fetchall()
-    assert {(label, other): images for label, other, images in found} == dict(together)
+    found = connection.execute("SELECT label, other, images, lift FROM label_cooccurrence(minimum := 0.4)").fetchall()
+    assert {(label, other): images for label, other, images, _ in found} == dict(together)
+    alone = Counter(
+        label for boxes in truth.values() for label in {label for label, confidence, _ in boxes if confidence >= 0.4}
+    )
+    for label, other, images, lift in found:
+        assert lift == pytest.approx(images * len(truth) / (alone[label] * alone[other]))
 
 
 def test_each_view_column_and_macro_says_what_it_is(connection: duckdb.DuckDBPyConnection) -> None:

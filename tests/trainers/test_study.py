@@ -9,10 +9,10 @@ import time
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from synthetic import commit, make_dataset
+from made_dataset import write_screened
+from synthetic import make_dataset
 
 from pipeline.engine import engine
 from pipeline.errors import PairmillError
@@ -32,9 +32,7 @@ def job(dataset: Dataset) -> Job:
 @pytest.fixture(scope="module")
 def dataset_of_its_own(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
     dataset = make_dataset(tmp_path_factory.mktemp("study"), images=60)
-    columns = {name: pa.array([], pa.string()) for name in ("uid", "stage", "rule", "detail")}
-    none = pa.table(columns | {"value": pa.array([], pa.float64())}).select(["uid", "stage", "rule", "value", "detail"])
-    commit(dataset.screened, {"only.parquet": none}, {"rules": {}})
+    write_screened(dataset, {"only": pq.read_table(dataset.pairs.folder / "only.parquet")["uid"].to_pylist()})
     return dataset
 
 

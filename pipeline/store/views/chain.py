@@ -71,7 +71,10 @@ def create_chain_views(connection: duckdb.DuckDBPyConnection, dataset: "Dataset"
         raise PairmillError(f"{dataset.screened.folder} was made by an earlier version", "run `make screen` again")
     for name, table in (("screened", dataset.screened), ("filtered", dataset.filtered)):
         if table.exists and table.paths(MEASURED):
-            view(name, f"FROM {parquet(table.paths(MEASURED))}")
+            # What `filter` once judged and `screen` has since dropped is out of the question.
+            passing = name == "filtered" and not (images and dataset.is_settled)
+            still = " SEMI JOIN (SELECT uid FROM screened WHERE failures = 0) USING (uid)" if passing else ""
+            view(name, f"FROM {parquet(table.paths(MEASURED))}{still}")
     view("rules", _rules(connection, dataset, images))
     if images and dataset.is_settled:
         verdicts = [(dataset.screened, VERDICTS), (dataset.filtered, DOWNLOADS), (dataset.filtered, VERDICTS)]

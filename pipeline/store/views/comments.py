@@ -199,12 +199,12 @@ VIEWS: dict[str, tuple[str, dict[str, str]]] = {
 
 MACROS = {
     "funnel": "what each rule costs, in order",
-    "why": "why(uid): every rule in order with what was measured of the pair, and what came of it",
+    "why": "why(pair): every rule in order with what was measured of the pair, and what came of it",
     "would_keep": "would_keep(rule, threshold): pairs kept now, kept if that were the threshold, and undecided (they "
-    "would pass `screen` and have never been downloaded); exact is false where other verdicts would move as well",
-    "similar": "similar(uid, k := 10, run := NULL): the pictures nearest to the pair's picture by a run's embeddings",
+    "would pass `screen`, and no later stage has judged them); exact is false where other verdicts would move as well",
+    "similar": "similar(pair, k := 10, run := NULL): the pictures nearest to the pair's picture by a run's embeddings",
     "label_cooccurrence": "label_cooccurrence(minimum := 0.2): labels seen in the same picture, with how much more "
-    "often than by chance (lift)",
+    "often than if they had nothing to do with each other, over all pictures (lift)",
 }
 
 

@@ -26,7 +26,7 @@ def create_macros(connection: duckdb.DuckDBPyConnection, dataset: "Dataset") -> 
     columns = {stage: _rules_of(connection, stage) for stage in ("screened", "filtered") if stage in views}
     macro("why(pair)", _why(columns))
     if columns:
-        macro("would_keep(name, other_threshold)", _would_keep(connection, dataset, columns))
+        macro("would_keep(rule, threshold)", _would_keep(connection, dataset, columns))
     if "embeddings" in views:
         macro('"similar"(pair, k := 10, run := NULL)', _similar(dataset, _best_run(connection, dataset, views)))
     if "regions" in views:
@@ -81,25 +81,33 @@ def _would_keep(connection: duckdb.DuckDBPyConnection, dataset: "Dataset", colum
             kept = f"(SELECT count(*) FROM filtered WHERE {lone} AND NOT ({then}))"
             undecided = "0::BIGINT"
             exact = (
-                "name <> 'near_duplicates' AND "
-                f"(name <> 'near_evaluation' OR other_threshold <= {cutoffs.get((stage, 'near_evaluation'), 0)!r})"
+                "rule <> 'near_duplicates' AND "
+                f"(rule <> 'near_evaluation' OR threshold <= {cutoffs.get((stage, 'near_evaluation'), 0)!r})"
             )
         else:
             lost = f"(SELECT count(*) FROM screened SEMI JOIN kept USING (uid) WHERE failures = 0 AND ({then}))"
             kept = f"(SELECT count(*) FROM kept) - {lost}"
             undecided = f"(SELECT count(*) FROM screened WHERE failures > 0 AND {lone} AND NOT ({then}))"
             exact = f"{_stands_alone(dataset)} AND {undecided} = 0"
-        there = f"name IN ({', '.join(map(literal, rules))})" if rules else "false"
+        settled, same = (
+            dataset.is_settled,
+            _chosen(
+                {rule: f"threshold = {cutoffs[stage, rule]!r}" for rule in rules if RULES[rule].takes == "number"},
+                "false",
+            ),
+        )
+        # Of pairs that `filter` has not judged since `screen` judged anew, nothing is known for sure.
+        exact = f"({exact} OR {same})" if settled else "false"
+        there = f"threshold IS NOT NULL AND rule IN ({', '.join(map(literal, rules))})" if rules else "false"
         branches.append(
-            f"SELECT name AS rule, other_threshold::DOUBLE AS threshold, (SELECT count(*) FROM kept) AS now, "
+            f"SELECT rule AS rule, threshold::DOUBLE AS threshold, (SELECT count(*) FROM kept) AS now, "
             f"{kept} AS kept, {undecided} AS undecided, {exact} AS exact WHERE {there}"
         )
     every = [rule for rules in columns.values() for rule in rules]
     unknown = literal(f"would_keep() takes a rule of the recipe that compares numbers: {', '.join(every)}")
     branches.append(
-        f"SELECT error({unknown}), NULL, NULL, NULL, NULL, NULL WHERE name NOT IN ({', '.join(map(literal, every))})"
-        if every
-        else f"SELECT error({unknown}), NULL, NULL, NULL, NULL, NULL"
+        f"SELECT error({unknown}), NULL, NULL, NULL, NULL, NULL "
+        f"WHERE threshold IS NULL OR rule IS NULL OR rule NOT IN ({', '.join(map(literal, ['', *every]))})"
     )
     return " UNION ALL ".join(branches)
 
@@ -107,17 +115,17 @@ def _would_keep(connection: duckdb.DuckDBPyConnection, dataset: "Dataset", colum
 def _chosen(by_rule: dict[str, str], otherwise: str) -> str:
     """The expression of the rule that is asked about: with a name that is known, no other rule's column is read."""
     cases = " ".join(f"WHEN {literal(rule)} THEN {expression}" for rule, expression in by_rule.items())
-    return f"CASE name {cases} ELSE {otherwise} END" if cases else otherwise
+    return f"CASE rule {cases} ELSE {otherwise} END" if cases else otherwise
 
 
 def _cutoff(rule: str, view: str) -> str:
     """Of n values in descending order, a fraction keeps those from rank int(n * fraction) up, as `filter` does."""
     if RULES[rule].takes != "fraction":
-        return "other_threshold"
+        return "threshold"
     column = identifier(rule)
     return (
         f"(SELECT coalesce(list({column} ORDER BY {column} DESC)"
-        f"[floor(count({column}) * other_threshold)::BIGINT + 1], -1e308) FROM {view} WHERE {column} IS NOT NULL)"
+        f"[floor(count({column}) * threshold)::BIGINT + 1], -1e308) FROM {view} WHERE {column} IS NOT NULL)"
     )
 
 
@@ -161,7 +169,7 @@ _COOCCURRENCE = """
     WITH seen AS MATERIALIZED (SELECT DISTINCT extractor, key, label FROM regions
                                WHERE label IS NOT NULL AND confidence >= minimum),
          alone AS (SELECT extractor, label, count(*) AS images FROM seen GROUP BY ALL),
-         pictures AS (SELECT extractor, count(DISTINCT key) AS images FROM seen GROUP BY ALL)
+         pictures AS (SELECT extractor, images FROM features)
     SELECT extractor, a.label, b.label AS other, count(*) AS images,
            count(*) * any_value(pictures.images) / (any_value(one.images) * any_value(two.images)) AS lift
     FROM seen AS a JOIN seen AS b USING (extractor, key)
