@@ -1,16 +1,18 @@
 """Stage `catalog`: `catalog.duckdb`, views and macros over the dataset's Parquet files; nothing is copied."""
 
+import errno
 import time
 
 import duckdb
 from filelock import FileLock
 
+from pipeline.errors import PairmillError
 from pipeline.job import UP_TO_DATE, Job, is_stamped, stamp
 from pipeline.store.atomic import digest, replacing
 from pipeline.store.dataset import Dataset
 from pipeline.store.views import create_catalog
 
-VERSION = 6
+VERSION = 7
 OLDEST_READER = "v1.4.0"
 """The DuckDB from which on a shell of the user's own can open the catalog."""
 
@@ -35,8 +37,16 @@ def refresh(dataset: Dataset) -> list[str] | None:
     if is_stamped(dataset.catalog, key):
         return None
     # Of the stages one at a time works in a dataset; but anybody may ask for the catalog at any time.
-    with FileLock(dataset.catalog.with_name(".catalog.lock")):
-        return None if is_stamped(dataset.catalog, key) else _make(dataset, key)
+    try:
+        with FileLock(dataset.catalog.with_name(".catalog.lock")):
+            return None if is_stamped(dataset.catalog, key) else _make(dataset, key)
+    except OSError as error:
+        if error.errno not in (errno.EROFS, errno.EACCES):
+            raise
+        raise PairmillError(
+            f"{dataset.root}: the catalog is of other tables or another place, and cannot be written anew",
+            "make the folder writable, or copy the dataset",
+        ) from None
 
 
 def _make(dataset: Dataset, key: str) -> list[str]:

@@ -30,6 +30,7 @@ RECIPES = Path("recipes")
 RUN_STAGES = ("train", "evaluate", "embed")
 """Whose names in --only are runs."""
 INTERRUPTED = "interrupted; what is done is kept: run it again to carry on"
+DAMAGED = "\n  -> a table's file is damaged: `make verify` names it, and what makes it anew"
 ROOM = "\n  -> make room, then run it again: what is done is kept"
 
 
@@ -55,15 +56,24 @@ def _answered(options: argparse.Namespace, interrupts: list[int]) -> int:
         said = str(error).splitlines()[0]
         return _fail(said + (ROOM if os.strerror(errno.ENOSPC) in said else ""))
     except OSError as error:
-        if error.errno is None:
-            raise
+        if error.errno is None:  # of Arrow, about what is in a file
+            return _fail(str(error) + DAMAGED)
         where = f"{error.filename}: " if error.filename else ""
         return _fail(f"{where}{os.strerror(error.errno)}{ROOM if error.errno == errno.ENOSPC else ''}")
-    except Exception:
+    except Exception as error:
         if interrupts:  # an import that Ctrl-C broke off may fail in any way
             return _fail(INTERRUPTED, 130)
+        if _is_of_a_file(error):
+            return _fail(str(error).splitlines()[0] + DAMAGED)
         raise
     return 0
+
+
+def _is_of_a_file(error: Exception) -> bool:
+    """Whether DuckDB or Arrow could not make sense of a table's file."""
+    if isinstance(error, duckdb.InvalidInputException):
+        return ".parquet" in str(error)
+    return type(error).__module__ == "pyarrow.lib" and "arquet" in str(error)
 
 
 @contextmanager
@@ -330,6 +340,8 @@ def _explore(options: argparse.Namespace) -> None:
 
         return RunEncoder(Dataset(options.data))
 
+    if not 0 <= options.port <= 65535:
+        raise PairmillError(f"there is no port {options.port}", "1 to 65535, or 0 for any that is free")
     serve(options.data, options.recipe, options.port, lambda run, text: encoder()(run, text))
 
 

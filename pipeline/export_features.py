@@ -18,7 +18,7 @@ from pipeline.store.atomic import replacing
 from pipeline.store.dataset import Dataset
 from pipeline.store.features import FeatureStore
 from pipeline.store.features.exchange import lxmert_tsv, uniter_npz, webdataset
-from pipeline.store.sql import literal, parquet, write_parquet
+from pipeline.store.sql import condition, literal, parquet, write_parquet
 from pipeline.store.table import Table
 
 FORMATS = ("webdataset", "uniter-npz", "lxmert-tsv")
@@ -70,7 +70,8 @@ def _stage(dataset: Dataset, staged: Path, listed: Path, where: str) -> Mapping[
     source = parquet(dataset.images.paths(".parquet"), ", filename = true")
     with dataset.connect() as connection:
         try:
-            connection.execute(f"CREATE TEMP TABLE wanted AS SELECT DISTINCT key, url FROM kept WHERE ({where}\n)")
+            chosen = f"SELECT DISTINCT key, url FROM kept WHERE {condition(where)}"
+            connection.execute(f"CREATE TEMP TABLE wanted AS {chosen}")
         except duckdb.Error as error:
             raise PairmillError(f"--where: {str(error).splitlines()[0]}", "it is SQL over the view `kept`") from None
         with replacing(staged) as path:

@@ -11,7 +11,7 @@ import duckdb
 from pipeline.errors import PairmillError
 from pipeline.store.atomic import write_json
 from pipeline.store.dataset import Dataset
-from pipeline.store.sql import identifier, literal, number, parquet
+from pipeline.store.sql import condition, identifier, literal, number, parquet
 
 PAIRS = "pairs.parquet"
 _PLAN = "plan.json"
@@ -77,7 +77,7 @@ def stage(dataset: Dataset, staging: Path, where: str) -> Plan:
     dataset.filtered.manifest  # noqa: B018 - says that `filter` must run first: it says what is kept, and in which split
     with dataset.connect() as connection:
         try:
-            connection.execute(f"CREATE TEMP TABLE wanted AS FROM kept WHERE ({where}\n)")
+            connection.execute(f"CREATE TEMP TABLE wanted AS FROM kept WHERE {condition(where)}")
         except duckdb.OutOfMemoryException:
             raise
         except duckdb.Error as error:

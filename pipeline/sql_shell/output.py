@@ -17,7 +17,7 @@ import duckdb
 from pipeline.errors import PairmillError
 from pipeline.sql_shell.session import Session, Statement
 from pipeline.store.atomic import replacing
-from pipeline.store.sql import literal
+from pipeline.store.sql import identifier, literal
 
 MAX_ROWS = 200
 """Of a table that are shown."""
@@ -42,7 +42,9 @@ class Format(StrEnum):
     @classmethod
     def asked(cls, name: str | None, out: Path | None) -> "Format":
         """The format of that name, or else the one that the file's suffix names, or else a table."""
-        name = name or (_plain(out).suffix[1:] if out else "") or "table"
+        name = name or (_plain(out).suffix[1:].lower() if out else "") or "table"
+        if out and name == cls.PARQUET and out.suffix in _COMPRESSIONS:
+            raise PairmillError(f"{out}: Parquet is compressed inside", "name it .parquet")
         if name not in list(cls):
             raise PairmillError(f"FORMAT={name}: there is no such format", f"one of {', '.join(cls)}")
         return cls(name)
@@ -63,6 +65,7 @@ def answer(session: Session, sql: str, form: Format, out: Path | None = None) ->
 
     `out` is written whole or not at all.
     """
+    out = out and _file(out)
     statements = session.statements(sql)
     asking = [statement for statement in statements if statement.gives_rows]
     if not statements:
@@ -154,6 +157,16 @@ def quiet_when_nobody_reads() -> Iterator[None]:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
+def _file(out: Path) -> Path:
+    """Where a file is to be: what a link points to. Raises PairmillError where something else stands, or no folder."""
+    place = out.resolve()
+    if place.exists() and not place.is_file():
+        raise PairmillError(f"{out} is no file", "leave OUT out and send the output there: > or |")
+    if not place.parent.is_dir():
+        raise PairmillError(f"{place.parent} is not there", "make the folder first")
+    return place
+
+
 def _write(session: Session, statement: Statement, form: Format, out: Path) -> None:
     compression = _COMPRESSIONS.get(out.suffix)
     options = form.options + (f", COMPRESSION {compression}" if compression and form is not Format.PARQUET else "")
@@ -162,7 +175,15 @@ def _write(session: Session, statement: Statement, form: Format, out: Path) -> N
 
 
 def _copy(relation: duckdb.DuckDBPyRelation, place: str, options: str) -> None:
-    relation.query("asked", f"COPY (FROM asked) TO {literal(place)} ({options}, USE_TMP_FILE false)")
+    columns = "*"
+    if "json" in options and len(set(relation.columns)) == len(relation.columns):  # JSON has no NaN and no infinity
+        columns = ", ".join(
+            f"CASE WHEN isfinite({identifier(name)}) THEN {identifier(name)} END AS {identifier(name)}"
+            if str(kind) in ("FLOAT", "DOUBLE")
+            else identifier(name)
+            for name, kind in zip(relation.columns, relation.types, strict=True)
+        )
+    relation.query("asked", f"COPY (SELECT {columns} FROM asked) TO {literal(place)} ({options}, USE_TMP_FILE false)")
 
 
 def _drawn(relation: duckdb.DuckDBPyRelation) -> str:

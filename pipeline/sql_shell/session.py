@@ -49,6 +49,8 @@ class Session:
 
     def statements(self, sql: str) -> list[Statement]:
         """The statements of a script, whose syntax has been checked."""
+        if "\0" in sql or sql.encode("utf-8", "replace").decode() != sql:
+            raise PairmillError("the query holds a NUL, or bytes that are no UTF-8", "correct the text")
         with in_duckdbs_words():
             return [
                 Statement(

@@ -6,6 +6,8 @@ from typing import Any
 
 import duckdb
 
+from pipeline.errors import PairmillError
+
 READING = "SET disable_parquet_prefetching = true"
 """Without it DuckDB reads, on some disks, a million bytes around each chunk of a list: features, for boxes' sake."""
 
@@ -18,6 +20,18 @@ def literal(value: object) -> str:
 def identifier(column: str) -> str:
     """A quoted column name."""
     return '"' + column.replace('"', '""') + '"'
+
+
+def condition(where: str) -> str:
+    """A condition from outside, in brackets. Raises PairmillError where it is more than one expression, or none."""
+    whole = f"({where}\n)"
+    try:
+        statements = duckdb.extract_statements(f"SELECT 1 WHERE {whole}")
+    except (duckdb.Error, TypeError) as error:
+        raise PairmillError(f"WHERE {where!r}: {str(error).splitlines()[0]}", "it is one condition of SQL") from None
+    if len(statements) != 1 or statements[0].type != duckdb.StatementType.SELECT or not where.strip():
+        raise PairmillError(f"WHERE {where!r} is not one condition", "such as split = 'train'")
+    return whole
 
 
 def parquet(paths: Iterable[Path | str], options: str = "") -> str:

@@ -8,6 +8,7 @@ import numpy as np
 
 from pipeline.errors import PairmillError
 from pipeline.store.dataset import Dataset
+from pipeline.store.sql import condition
 
 QUERY_MEMORY = "512MB"
 """DuckDB's, while it looks up which images are kept."""
@@ -19,7 +20,7 @@ def wanted_keys(dataset: Dataset, where: str | None, keys: Iterable[str] | None)
     if where is not None and dataset.filtered.exists and dataset.images.exists:
         with dataset.connect(QUERY_MEMORY) as connection, _saying(where):
             connection.execute("SET enable_progress_bar = false")
-            found = connection.sql(f"SELECT DISTINCT key FROM kept WHERE {where} ORDER BY key")
+            found = connection.sql(f"SELECT DISTINCT key FROM kept WHERE {condition(where)} ORDER BY key")
             parts = [np.array(part["key"].to_pylist(), np.bytes_) for part in found.to_arrow_reader(100_000)]
         kept = np.concatenate([np.array([], np.bytes_), *parts])
         wanted = kept if wanted is None else np.intersect1d(wanted, kept)
