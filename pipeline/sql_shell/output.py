@@ -158,12 +158,10 @@ def quiet_when_nobody_reads() -> Iterator[None]:
 
 
 def _file(out: Path) -> Path:
-    """Where a file is to be: what a link points to. Raises PairmillError where something else stands, or no folder."""
+    """Where a file is to be: what a link points to. Raises PairmillError where something else stands."""
     place = out.resolve()
     if place.exists() and not place.is_file():
         raise PairmillError(f"{out} is no file", "leave OUT out and send the output there: > or |")
-    if not place.parent.is_dir():
-        raise PairmillError(f"{place.parent} is not there", "make the folder first")
     return place
 
 

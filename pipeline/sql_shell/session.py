@@ -15,7 +15,10 @@ from pipeline.store.sql import READING
 
 Answer = TypeVar("Answer")
 
-_QUOTED = re.compile(r"""'(?:[^']|'')*'|"(?:[^"]|"")*"|\$(\w*)\$.*?\$\1\$|--[^\n]*(?:\n|\Z)|/\*.*?\*/""", re.DOTALL)
+_QUOTED = re.compile(
+    r"""(?<!\$)[^\W\d][\w$]*|'(?:[^']|'')*'|"(?:[^"]|"")*"|\$(\w*)\$.*?\$\1\$|--[^\n]*(?:\n|\Z)|/\*.*?\*/""", re.DOTALL
+)
+"""Names, which may hold a $, what is quoted, and comments."""
 _OPEN = re.compile(r"""['"]|\$\w*\$|/\*""")
 
 
@@ -113,5 +116,5 @@ def _trimmed(statement: str) -> str:
 
 
 def _bare(text: str) -> str:
-    """The text with blanks for its comments and an x for each letter in quotes."""
-    return _QUOTED.sub(lambda found: (" " if found[0].startswith(("--", "/*")) else "x") * len(found[0]), text)
+    """The text with blanks for its comments, and a dot for each letter of names and in quotes."""
+    return _QUOTED.sub(lambda found: (" " if found[0].startswith(("--", "/*")) else ".") * len(found[0]), text)
