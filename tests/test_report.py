@@ -384,7 +384,9 @@ def test_bars_of_a_rule_count_what_it_drops(made: tuple[Dataset, Recipe], html: 
     said = dict(re.findall(r'aria-label="(\w+): what was measured".*?<span class="unseen">(.*?)</span>', html, re.S))
     below = {"min_side", "near_duplicates"}
     for rule in ("min_side", "max_aspect", "near_duplicates"):
-        lower, higher = re.search(r"; ([\d,]+) below the threshold \S+ and ([\d,]+) above", said[rule]).groups()
+        lower, higher = re.search(
+            r"; ([\d,]+) (?:at or )?below the threshold \S+ and ([\d,]+) (?:at or )?above", said[rule]
+        ).groups()
         assert int(lower if rule in below else higher) == expected[rule], rule
 
 
@@ -423,11 +425,38 @@ def test_a_full_album_leaves_pictures_out(made: tuple[Dataset, Recipe]) -> None:
     assert album.left_out == len(keys) - len(shown_pictures)
 
 
-def test_a_text_sample_never_shows_a_picture_that_its_stage_had_not_seen(made: tuple[Dataset, Recipe]) -> None:
+def test_pairs_that_screen_judged_are_shown_with_their_pictures(made: tuple[Dataset, Recipe], html: str) -> None:
     with made[0].connect() as connection:
+        keys = dict(connection.execute("SELECT url, key FROM images").fetchall())
+        near = borders(connection, has_images=True)["screen", "min_words"]
         drawn = samples.dropped(connection, True, [("screen", "min_words"), ("filter", "min_side")])
-    assert {sample.key for sample in drawn["screen", "min_words"]} == {None}
+    for sample in [*near.kept, *near.dropped, *drawn["screen", "min_words"]]:
+        assert sample.key == keys.get(sample.url)
+    assert any(sample.key for sample in near.kept)
     assert None not in {sample.key for sample in drawn["filter", "min_side"]}
+    rule = html.split("screen-")[1].split("ruleblock")[0]
+    there = [sample for sample in [*near.kept, *near.dropped] if sample.url not in (HOSTILE_URL, HOSTILE_HOST)]
+    assert rule.count('class="thumbnail"') == len(there)
+
+
+@pytest.mark.parametrize("broken", ["{", "[]"])
+def test_a_broken_evaluation_is_said(made: tuple[Dataset, Recipe], html: str, broken: str) -> None:
+    dataset, recipe = made
+    path = dataset.run("clip").folder / "evaluation.json"
+    old = path.read_text()
+    try:
+        path.write_text(broken)
+        assert report.run(_job(dataset, recipe)) != UP_TO_DATE
+        said = (dataset.root / "report" / "index.html").read_text()
+        path.unlink()  # which is no fault: it has not been evaluated
+        assert report.run(_job(dataset, recipe)) != UP_TO_DATE
+        unsaid = (dataset.root / "report" / "index.html").read_text()
+    finally:
+        path.write_text(old)
+        report.run(_job(dataset, recipe))
+    assert "clip: its evaluation cannot be read: run make evaluate</p>" in said
+    assert "cannot be read: run" not in unsaid
+    assert "cannot be read: run" not in html
 
 
 def test_stages_and_their_bytes_are_listed(made: tuple[Dataset, Recipe], html: str) -> None:
@@ -436,6 +465,19 @@ def test_stages_and_their_bytes_are_listed(made: tuple[Dataset, Recipe], html: s
     size = sum(file.bytes for shard in dataset.images.manifest.shards for file in shard.files)
     assert re.findall(r'<td><span class="rule">(\w+)</span></td>', cost) == [*summary.collect(dataset)["seconds"]][:-1]
     assert report.wording.size(size) in cost
+    assert "what came of failed downloads is not counted" in cost
+
+
+def test_equal_files_are_said_to_be_no_near_duplicates(html: str) -> None:
+    section = html.split('<section id="duplicates">')[1].split("</section>")[0]
+    assert "Files of the same bytes are one image here" in section
+
+
+def test_bars_say_whose_rules_keep_a_pair(html: str) -> None:
+    rules = html.split('<section id="rules">')[1].split("</section>")[0]
+    for stage in ("screen", "filter"):
+        assert f"kept by every rule of {stage}</title>" in rules
+    assert "kept by every rule</title>" not in rules
 
 
 def test_imported_regions_have_no_threshold(html: str) -> None:

@@ -36,7 +36,7 @@ from pipeline.store.atomic import replacing
 from pipeline.store.dataset import Dataset
 from pipeline.store.pictures import Pictures
 
-VERSION = 2
+VERSION = 3
 LONGEST_RECIPE = 100_000
 """Characters: a recipe may list all hosts of the web."""
 
@@ -46,12 +46,14 @@ def run(job: Job) -> str:
     dataset.pairs.manifest  # noqa: B018 - says that `ingest` must run first
     path = dataset.root / "report" / "index.html"
     evaluations = summary.evaluations(dataset)
+    unread = unread_evaluations(dataset, evaluations)
     tables = dataset.data_tables() + [dataset.run(name) for name in dataset.runs()]
-    key = job.key(VERSION, job.recipe, evaluations, *tables)
+    key = job.key(VERSION, job.recipe, evaluations, unread, *tables)
     if is_stamped(path, key):
         return UP_TO_DATE
     started = time.monotonic()
     numbers = summary.collect(dataset)
+    numbers["warnings"] += [f"{run}: its evaluation cannot be read: run make evaluate" for run in unread]
     with dataset.connect(job.recipe.engine.memory_limit, job.engine.workers) as connection:
         html = page.render(**contents(dataset, job.recipe, numbers, evaluations, connection))
     with replacing(path) as partial:
@@ -110,6 +112,15 @@ def contents(
         "recipe": toml(recipe.model_dump(mode="json", exclude_none=True)),
         "longest_recipe": LONGEST_RECIPE,
     }
+
+
+def unread_evaluations(dataset: Dataset, evaluations: dict[str, Any]) -> list[str]:
+    """The runs whose evaluation is there and broken."""
+    return [
+        run
+        for run in dataset.runs()
+        if run not in evaluations and (dataset.run(run).folder / "evaluation.json").exists()
+    ]
 
 
 def _has_dropped(borders: dict[tuple[str, str], thresholds.Border], step: funnel.Step) -> bool:

@@ -1,4 +1,4 @@
-"""What each stage cost: seconds, bytes that came over the net, bytes on the disk; and when its tables were made."""
+"""What each stage cost: seconds, bytes of the images that were had, bytes on the disk; and when it was made."""
 
 import json
 from collections.abc import Iterable, Mapping

@@ -32,7 +32,7 @@ class Histogram:
     """`counts[group][i]` values lie between `edges[i]` and `edges[i + 1]`; the end bars hold what lies beyond as well.
 
     `left_closed`: an edge belongs to the bar on its right. `beyond`: how many values lie left and right of the axis.
-    `missing`: rows without a finite value.
+    `missing`: rows without a finite value. `reach`: the least and the greatest value, beyond the axis as well.
     """
 
     edges: list[float]
@@ -43,6 +43,7 @@ class Histogram:
     beyond: tuple[int, int]
     missing: int
     threshold: float | None = None
+    reach: tuple[float, float] = (-math.inf, math.inf)
 
     @property
     def total(self) -> int:
@@ -84,11 +85,11 @@ def histogram(
     source = f"SELECT CASE WHEN abs(v) < {LARGEST} THEN v END AS v, g FROM ({measured}) WHERE g IS NOT NULL"
     (ends,) = connection.execute(
         f"SELECT quantile_disc(v, [{TAIL}, {1 - TAIL}]), bool_and(v = trunc(v)), min(v) FILTER (v > 0), "
-        f"count(*) - count(v) FROM ({source})"
+        f"count(*) - count(v), min(v), max(v) FROM ({source})"
     ).fetchall()
     if ends[0] is None:
         return None
-    (low, high), whole, least, missing = ends
+    (low, high), whole, least, missing, *reach = ends
     if threshold is not None and not abs(threshold) < LARGEST:
         threshold = None
     given = [threshold] if threshold is not None else []
@@ -99,7 +100,7 @@ def histogram(
     edges = _edges(low, high, threshold, log, whole, left_closed)
     counted = _counted(connection, source, edges, left_closed, len(groups))
     return replace(
-        Histogram(edges, [], left_closed, log, whole, (0, 0), missing, threshold),
+        Histogram(edges, [], left_closed, log, whole, (0, 0), missing, threshold, (reach[0], reach[1])),
         counts=[[own[0] + own[1], *own[2:-2], own[-2] + own[-1]] if len(own) > 3 else [sum(own)] for own in counted],
         beyond=(sum(own[0] for own in counted), sum(own[-1] for own in counted)),
     )
@@ -158,8 +159,18 @@ def _counted(
     return counted
 
 
-def chart(histogram: Histogram, title: str, colours: Sequence[str], names: Sequence[str], unit: str = "pairs") -> Chart:
-    """Bars that stand on one another, a group each; `names` is what the groups are called under the pointer."""
+def chart(
+    histogram: Histogram,
+    title: str,
+    colours: Sequence[str],
+    names: Sequence[str],
+    unit: str = "pairs",
+    measured: str | None = None,
+) -> Chart:
+    """Bars that stand on one another, a group each; `names` is what the groups are called under the pointer.
+
+    `unit`: what is counted. `measured`: what stands under the axis of values, where no caption says it.
+    """
     # A bar of one whole number stands over that number, not beside it.
     shift = (-0.5 if histogram.left_closed else 0.5) if histogram.single else 0.0
     edges = [edge + shift for edge in histogram.edges]
@@ -173,12 +184,12 @@ def chart(histogram: Histogram, title: str, colours: Sequence[str], names: Seque
                 bars.append(bar | {charts.DESCRIPTION: said})
             base += own[at]
     scale = alt.Scale(type="log" if histogram.log else "linear", domain=[edges[0], edges[-1]], nice=False)
-    x = alt.X("left:Q", scale=scale, title=None, axis=_axis(edges, histogram))
+    x = alt.X("left:Q", scale=scale, title=measured, axis=_axis(edges, histogram))
     counts = alt.Scale(domain=[0, histogram.top], nice=False)
     y = alt.Y(
         "low:Q",
         scale=counts,
-        title=None,
+        title=unit,
         axis=alt.Axis(tickCount=3, tickMinStep=1, format="~s", labelExpr=charts.PLAIN_ZERO),
     )
     colour = alt.Color("group:N", scale=alt.Scale(domain=list(range(len(colours))), range=list(colours)), legend=None)
@@ -210,31 +221,34 @@ def _axis(edges: Sequence[float], histogram: Histogram) -> alt.Axis:
     return alt.Axis(values=inside, labelOverlap=True, format=form)
 
 
-def _between(histogram: Histogram, at: int) -> str:
+def _ends(histogram: Histogram, at: int) -> tuple[float, float]:
+    """Between what the values of a bar lie: whole numbers between those that its edges enclose."""
     left, right = histogram.edges[at], histogram.edges[at + 1]
-    first, last = at == 0, at == len(histogram.edges) - 2
-    if histogram.single:
-        words = quantity(left if histogram.left_closed else right)
-    else:
-        words = f"{quantity(left)} to {quantity(right)}"
-    return (
-        words
-        + (" or less" if first and histogram.beyond[0] else "")
-        + (" or more" if last and histogram.beyond[1] else "")
-    )
+    if histogram.whole and histogram.left_closed:
+        left, right = math.ceil(left), math.ceil(right) - 1
+    elif histogram.whole:
+        left, right = math.floor(left) + 1, math.floor(right)
+    least, greatest = histogram.reach
+    last = len(histogram.edges) - 2
+    return least if at == 0 else max(left, least), greatest if at == last else min(right, greatest)
+
+
+def _between(histogram: Histogram, at: int) -> str:
+    left, right = _ends(histogram, at)
+    return quantity(left) if left == right else f"{quantity(left)} to {quantity(right)}"
 
 
 def _in_words(histogram: Histogram, unit: str) -> str:
     """The tallest bar, and where the values lie."""
     totals = histogram.heights
     tallest = max(range(len(totals)), key=totals.__getitem__)
-    words = f"{plural(histogram.total, unit)} from {quantity(histogram.edges[0])} to {quantity(histogram.edges[-1])}"
+    words = f"{plural(histogram.total, unit)} from {' to '.join(map(quantity, histogram.reach))}"
     words += f", most often {_between(histogram, tallest)} ({totals[tallest]:,})"
     if histogram.threshold is not None:
         at = histogram.edges.index(histogram.threshold)
-        words += (
-            f"; {sum(totals[:at]):,} below the threshold {quantity(histogram.threshold)} and {sum(totals[at:]):,} above"
-        )
+        left, right = ("below", "at or above") if histogram.left_closed else ("at or below", "above")
+        words += f"; {sum(totals[:at]):,} {left} the threshold {quantity(histogram.threshold)}"
+        words += f" and {sum(totals[at:]):,} {right}"
     return words
 
 

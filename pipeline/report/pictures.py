@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pipeline.store.pictures import Pictures, encoded
 
 SIDE = 176
+TINY_SIDE = 56
 SMALL_SIDE = 112
 LARGE_SIDE = 352
 ROOM = 5_500_000
@@ -40,6 +41,9 @@ class Album:
             return None
         self._room -= len(uri)
         return Picture(uri, image.width, image.height)
+
+    def tiny(self, key: str | None) -> Picture | None:
+        return self.get(key, TINY_SIDE)
 
     def small(self, key: str | None) -> Picture | None:
         return self.get(key, SMALL_SIDE)

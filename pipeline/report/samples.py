@@ -58,6 +58,11 @@ def distinct(values: Iterable[T], by: Callable[[T], Hashable], limit: int) -> li
     return list(first.values())[:limit]
 
 
+def looks(stage: str) -> Callable[[Sample], str]:
+    """What no two samples of a stage have in common: `screen` judges texts, `filter` pictures."""
+    return lambda sample: sample.text if stage == "screen" else sample.content or sample.text
+
+
 def kept(connection: duckdb.DuckDBPyConnection, has_images: bool) -> list[Sample]:
     """Some kept pairs, no two of the same picture."""
     columns = "uid, url, text, key, split" if has_images else "uid, url, text, NULL, NULL"
@@ -70,7 +75,7 @@ def kept(connection: duckdb.DuckDBPyConnection, has_images: bool) -> list[Sample
 def dropped(
     connection: duckdb.DuckDBPyConnection, has_images: bool, rules: Collection[tuple[str, str]]
 ) -> dict[tuple[str, str], list[Sample]]:
-    """(stage, rule) -> some pairs that fell out there first: of `screen` by text, of `filter` with their pictures."""
+    """(stage, rule) -> some pairs that fell out there first, with their pictures where those are there."""
     if not rules:
         return {}
     draws = [
@@ -88,12 +93,8 @@ def dropped(
     ).fetchall()
     groups: dict[tuple[str, str], list[Sample]] = defaultdict(list)
     for stage, rule, uid, url, text, image, content, value, detail in rows:
-        if stage == "screen":  # it never saw the picture
-            image = content = None
         groups[stage, rule].append(Sample(uid, url, text, image, value=detail or value, content=content))
-    return {
-        rule: distinct(group, lambda sample: sample.content or sample.text, DROPPED) for rule, group in groups.items()
-    }
+    return {rule: distinct(group, looks(rule[0]), DROPPED) for rule, group in groups.items()}
 
 
 def quarantine(connection: duckdb.DuckDBPyConnection) -> list[tuple[str, int, str]]:

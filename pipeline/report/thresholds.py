@@ -7,7 +7,7 @@ import duckdb
 
 from pipeline.report import charts, histograms
 from pipeline.report.charts import Chart
-from pipeline.report.samples import SPARE, Sample, distinct, order
+from pipeline.report.samples import SPARE, Sample, distinct, looks, order
 from pipeline.report.wording import shown
 from pipeline.rules import RULES
 from pipeline.store.sql import identifier
@@ -16,11 +16,39 @@ BORDER = 10
 TABLES = {"screen": "screened", "filter": "filtered"}
 COLOURS = [charts.KEPT, charts.KEPT_SOFT, charts.DROPPED, charts.DROPPED_SOFT]
 GROUPS = [
-    "kept by every rule",
-    "kept by this rule, dropped by another",
-    "dropped by this rule alone",
-    "dropped by this and by others",
+    "kept by every rule of {}",
+    "kept by this rule, dropped by another of {}",
+    "dropped by this rule, by no other of {}",
+    "dropped by this rule and by others of {}",
 ]
+"""What a bar's pairs are to the stage: a later one may drop them all the same."""
+MEASURED = {
+    "images_per_text": "images with the text",
+    "texts_per_url": "texts of the url",
+    "words": "words of the text",
+    "rarest_rank": "rank of the rarest word or pair of words",
+    "characters": "characters of the text",
+    "repetition": "share of repeated words",
+    "rarest_word_frequency": "times that the corpus holds the rarest word",
+    "character_repetition": "share of repeated runs of 10 characters",
+    "word_repetition": "share of repeated runs of 10 words",
+    "language_score": "probability of the language",
+    "shorter_side": "shorter side, in pixels",
+    "aspect": "longer side ÷ shorter side",
+    "bytes": "size of the file, in bytes",
+    "megapixels": "million pixels",
+    "texts_per_image": "texts of the image",
+    "copy": "place among equal pairs",
+    "look_alike": "place among pairs that look alike",
+    "duplicate_distance": "bits of 64 that differ",
+    "evaluation_distance": "bits of 64 that differ",
+    "evaluation_cosine": "cosine with an evaluation image",
+    "semantic_cosine": "cosine with another image",
+    "clip_score": "cosine of image and text",
+    "alignment": "cosine of image and text",
+    "nsfw": "probability",
+}
+"""What stands under the axis of a measure, with its unit where it has one. Others stand there by their names."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +62,11 @@ class Judged:
     @property
     def column(self) -> str:
         return identifier(self.rule)
+
+    @property
+    def measured(self) -> str:
+        measure = RULES[self.rule].measure
+        return MEASURED.get(measure, shown(measure.replace("_", " "), 40))
 
     @property
     def side(self) -> str:
@@ -85,7 +118,8 @@ def borders(connection: duckdb.DuckDBPyConnection, has_images: bool) -> dict[tup
             connection, TABLES[rule.stage], rule.column, groups, rule.threshold, rule.left_closed
         )
         title = f"{shown(rule.rule)}: what was measured"
-        drawing = histograms.chart(bars, title, COLOURS, GROUPS) if bars else None
+        names = [group.format(rule.stage) for group in GROUPS]
+        drawing = histograms.chart(bars, title, COLOURS, names, measured=rule.measured) if bars else None
         kept, dropped = (near.get((rule.stage, rule.rule, side), []) for side in (False, True))
         found[rule.stage, rule.rule] = Border(drawing, histograms.remarks(bars) if bars else [], kept, dropped)
     return found
@@ -94,7 +128,7 @@ def borders(connection: duckdb.DuckDBPyConnection, has_images: bool) -> dict[tup
 def _nearest(
     connection: duckdb.DuckDBPyConnection, rules: list[Judged], has_images: bool
 ) -> Mapping[tuple[str, str, bool], list[Sample]]:
-    """(stage, rule, whether dropped) -> the pairs nearest to the threshold on that side, no two of the same picture."""
+    """(stage, rule, whether dropped) -> the pairs nearest to the threshold on that side, no two that look the same."""
     if not rules:
         return {}
     drawn = [
@@ -117,10 +151,6 @@ def _nearest(
     groups: dict[tuple[str, str, bool], list[Sample]] = {}
     for number, dropped, uid, url, text, image, content, value in rows:
         rule = rules[number]
-        if rule.stage == "screen":  # it never saw the picture
-            image = content = None
         sample = Sample(uid, url, text, image, value=value, content=content)
         groups.setdefault((rule.stage, rule.rule, dropped), []).append(sample)
-    return {
-        side: distinct(group, lambda sample: sample.content or sample.text, BORDER) for side, group in groups.items()
-    }
+    return {at: distinct(group, looks(at[0]), BORDER) for at, group in groups.items()}

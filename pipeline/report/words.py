@@ -14,6 +14,8 @@ from pipeline.texts.words import measure, words_of
 SAMPLE = 200_000
 """Pairs whose words are counted. Of more, those with the lowest uids: uids are digests, so the draw is fair."""
 LISTED = 12
+PRIOR = 0.1
+"""How much of what was counted the prior of the log-odds weighs."""
 
 
 @dataclass(frozen=True)
@@ -96,14 +98,20 @@ def _terms(
     return Terms(best(in_kept + in_dropped), best(apart), best(-apart))
 
 
-def log_odds(one: NDArray[Any], other: NDArray[Any], prior: float = 0.5) -> NDArray[np.float64]:
+def log_odds(one: NDArray[Any], other: NDArray[Any], prior: float = PRIOR) -> NDArray[np.float64]:
     """By how many standard deviations each term's log odds in one corpus differ from those in the other.
 
-    The ratio with a flat prior of Monroe, Colaresi and Quinn (2008), "Fightin' Words", section 3.5.1: it neither
-    favours the rarest terms, as a plain ratio does, nor the most frequent ones, as a difference does.
+    The z-score with the informative Dirichlet prior of Monroe, Colaresi and Quinn (2008), "Fightin' Words", section
+    3.5.1. Each term's prior is its frequency in both corpora together, scaled so that all priors sum to `prior` of the
+    corpora's terms. A frequent term that one corpus lacks stands out, a rare one does not, and what is common
+    everywhere must differ by much.
+
+    `one` and `other`: occurrences (n,), of which each term has at least one on either side.
     """
-    a, b = one + prior, other + prior
-    total_a, total_b = a.sum(), b.sum()
-    ratio = np.log(a / (total_a - a + prior)) - np.log(b / (total_b - b + prior))
+    if len(one) < 2:  # there is nothing that a term could be more frequent than
+        return np.zeros(len(one))
+    priors = prior * (one + other)
+    a, b = one + priors, other + priors
+    ratio = np.log(a / (a.sum() - a)) - np.log(b / (b.sum() - b))
     scores: NDArray[np.float64] = ratio / np.sqrt(1 / a + 1 / b)
     return scores
