@@ -19,7 +19,9 @@ from pipeline.explorer.boxes import Box, draw
 from pipeline.explorer.explorer import Encode, Explorer
 from pipeline.explorer.grid import said
 from pipeline.explorer.guard import Guard
+from pipeline.explorer.latest import ending_with_page
 from pipeline.explorer.pages import duplicates, funnels, query, search, thresholds
+from pipeline.explorer.visitors import Visitors
 from pipeline.recipe import load
 from pipeline.store.dataset import Dataset
 from pipeline.store.pictures import encoded
@@ -28,6 +30,8 @@ HOST = "127.0.0.1"
 LARGEST = 1024
 """Pixels of a picture's longer side."""
 MOST_BOXES = 100
+RESPONSE = 60.0
+"""Seconds that a page may take to open: the catalog may have to be made anew, and others may be before it."""
 ICON = (
     '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 32 32"><rect width="32" height="32" rx="7" fill="#3457d5"/>'
     '<path d="M7 8h18L18 17v8l-4-2v-6z" fill="#fff"/></svg>'
@@ -90,7 +94,7 @@ def built(explorer: Explorer) -> Guard:
     app = FastAPI(lifespan=life, openapi_url=None)
     app.get("/picture/{key}")(_pictures_of(explorer))
     for page in PAGES:
-        ui.page(page.path, title=f"{page.title} · PairMill")(partial(_open, page, explorer))
+        ui.page(page.path, title=f"{page.title} · PairMill", response_timeout=RESPONSE)(partial(_open, page, explorer))
     ui.run_with(
         app,
         title="PairMill",
@@ -100,7 +104,7 @@ def built(explorer: Explorer) -> Guard:
         reconnect_timeout=10,
         gzip_middleware_factory=None,  # on the loopback, packing costs more than it saves
     )
-    return Guard(app)
+    return Guard(Visitors(app))
 
 
 def _pictures_of(explorer: Explorer) -> Callable[..., Awaitable[Response]]:
@@ -139,12 +143,18 @@ def _jpeg(explorer: Explorer, key: str, side: int, boxes: list[Box]) -> bytes | 
 
 
 async def _open(page: Page, explorer: Explorer, request: Request) -> None:
+    with ending_with_page():
+        await explorer.current.bring()
+        await _build(page, explorer, request)
+
+
+async def _build(page: Page, explorer: Explorer, request: Request) -> None:
     ui.add_css(STYLE)
     look = open_appearance(request.cookies.get(COOKIE))
     with ui.header().classes("explorer-header"):
         with ui.element("nav").classes("explorer-nav"):
             for other in PAGES:
-                link = ui.link(target=other.path).classes("explorer-link")
+                link = ui.link(target=other.path).classes("explorer-link").props(f'aria-label="{other.title}"')
                 if other is page:
                     link.classes("explorer-here").props('aria-current="page"')
                 with link:
@@ -154,6 +164,8 @@ async def _open(page: Page, explorer: Explorer, request: Request) -> None:
         contrast = ui.button(icon="contrast", on_click=look.toggle)
         contrast.props('flat round dense color="white" aria-label="light or dark"')
     with ui.column().classes("explorer-page"):
+        if explorer.current.notice:
+            ui.label(explorer.current.notice).classes("explorer-soft").props('role="status"')
         try:
             await page.build(explorer)
         except PairmillError as error:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
+from pipeline.explorer.current import Current
 from pipeline.explorer.querying import ROWS, SECONDS, Answer, Querying, View
 from pipeline.recipe import Recipe
 from pipeline.store.dataset import Dataset
@@ -26,7 +27,7 @@ class Explorer:
         encode: Encode | None = None,
     ) -> None:
         self.dataset, self.recipe, self.recipe_path, self.encode = dataset, recipe, recipe_path, encode
-        self.querying = Querying(dataset)
+        self.querying, self.current = Querying(dataset), Current(dataset)
         self._pictures: tuple[int, Pictures] | None = None
 
     async def ask(
@@ -35,9 +36,12 @@ class Explorer:
         """One SELECT's rows as Python values; at most `rows` of them. Raises PairmillError in DuckDB's words."""
         return await self.querying.ask(sql, parameters, rows, seconds)
 
-    async def show(self, sql: str, rows: int = ROWS, seconds: float = SECONDS) -> Answer:
-        """As `ask`, for what a user has typed: every value as DuckDB writes it, cut where it is long."""
-        return await self.querying.show(sql, rows, seconds)
+    async def show(self, sql: str, who: str, rows: int = ROWS, seconds: float = SECONDS) -> Answer:
+        """As `ask`, for what a user has typed: every value as DuckDB writes it, cut where it is long.
+
+        `who`: the browser (`visitors`), which has few turns at once.
+        """
+        return await self.querying.show(sql, rows, seconds, who)
 
     async def arrays(
         self, sql: str, parameters: Sequence[object] = (), seconds: float = SECONDS

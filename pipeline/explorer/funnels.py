@@ -40,7 +40,7 @@ class Funnel:
     total: int
     steps: tuple[Step, ...]
     undecided: int
-    """Would pass `screen`, and no later stage has seen them."""
+    """Would pass `screen`, no download of theirs is known to have failed, and `filter` has not judged them."""
     kept: int
 
     @property

@@ -9,7 +9,7 @@ from nicegui import ui
 
 from pipeline.errors import PairmillError
 from pipeline.explorer.explorer import Explorer
-from pipeline.explorer.latest import Latest
+from pipeline.explorer.latest import Latest, ending_with_page
 
 A_PAGE = 48
 SIDE = 320
@@ -134,7 +134,8 @@ def _list(values: Sequence[object]) -> str:
 
 def _item(explorer: Explorer, pair: Pair) -> None:
     async def look() -> None:
-        await show_pair(explorer, pair)
+        with ending_with_page():
+            await show_pair(explorer, pair)
 
     with ui.element("button").classes("explorer-item").props('type="button"').on("click", look):
         picture(pair.key, SIDE, pair.extractor)

@@ -78,7 +78,7 @@ class Outcome:
     cutoff: float
     kept: int
     undecided: int
-    """Would pass `screen`, and no later stage has seen them."""
+    """Fall by `screen` now and would pass it: no later stage has judged them, and some may have no image."""
     passing: int
     """Would pass the rule's stage: those kept, those that a later stage dropped, and the undecided."""
 
@@ -140,10 +140,10 @@ def _within(sums: np.ndarray, places: range) -> int:
 
 
 def border_query(setting: Setting, cutoff: float, pairs: int, images: bool) -> str:
-    """SQL of the pairs nearest to the cutoff on both sides: (passes, value, uid, text, url, key), nearest first.
+    """SQL of the pairs nearest to the cutoff on both sides: (passes, value, uid, text, url, key, content).
 
-    At most so many `pairs` a side, of those that fail no other rule of the stage. `key` is NULL where there is no
-    image, and everywhere without `images`, before the download.
+    Nearest first, at most so many `pairs` a side, of those that fail no other rule of the stage. `key` and `content`,
+    which copies of a picture share, are NULL where there is no image, and everywhere without `images`.
     """
     fails, column = failing_at(setting.rule, cutoff), identifier(setting.rule.name)
     others, view = others_pass([setting]), VIEWS[setting.rule.stage]
@@ -154,17 +154,19 @@ def border_query(setting: Setting, cutoff: float, pairs: int, images: bool) -> s
         f"AND {column} IS NOT NULL ORDER BY value {order}, uid LIMIT {pairs:d})"
         for passes, condition, order in (("true", f"NOT {fails}", down), ("false", fails, up))
     ]
-    found = "SELECT url, key FROM images WHERE status = 'ok'" if images else "SELECT NULL AS url, NULL AS key"
+    there = "SELECT url, key, sha256 AS content FROM images WHERE status = 'ok'"
+    found = there if images else "SELECT NULL AS url, NULL AS key, NULL AS content"
     return (
         f"WITH border AS ({' UNION ALL '.join(sides)}) "
-        "SELECT passes, value, uid, text, url, key FROM border JOIN (SELECT uid, text, url FROM pairs) USING (uid) "
+        "SELECT passes, value, uid, text, url, key, content FROM border "
+        "JOIN (SELECT uid, text, url FROM pairs) USING (uid) "
         f"LEFT JOIN ({found}) USING (url) "
         f"ORDER BY passes DESC, CASE WHEN passes THEN value END {down}, value {up}, uid"
     )
 
 
 def joint_query(cutoffs: Sequence[tuple[Setting, float]], filtered: bool) -> str:
-    """SQL of one row (kept, undecided): the pairs kept under all these cutoffs, and those nobody has judged yet.
+    """SQL of one row (kept, undecided): the pairs kept under all these cutoffs, and the undecided as in `Outcome`.
 
     `filtered`: whether `filter` has run.
     """
@@ -182,12 +184,13 @@ def _would_pass(cutoffs: Sequence[tuple[Setting, float]]) -> str:
     return " AND ".join([others_pass([setting for setting, _ in cutoffs]), *fails])
 
 
-def caveat(changed: Sequence[tuple[Setting, float]], rules: Sequence[Mapping[str, Any]]) -> str:
+def caveat(changed: Sequence[tuple[Setting, float]], rules: Sequence[Mapping[str, Any]], unjudged: str = "") -> str:
     """What the counts of these thresholds (as recipes have them) do not know; "" where the stages would say the same.
 
-    `rules`: the rows of `RULES_QUERY`.
+    `rules`: the rows of `RULES_QUERY`. `unjudged`: what the stages have left undone, if anything (`current`).
     """
-    reasons = [beyond_measure(setting.rule, threshold, setting.threshold) for setting, threshold in changed]
+    reasons = [unjudged]
+    reasons += [beyond_measure(setting.rule, threshold, setting.threshold) for setting, threshold in changed]
     compares = [
         row["rule"] for row in rules if row["stage"] == "filter" and looks_at_others(row["takes"], row["measure"])
     ]

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakValueDictionary
 
 import numpy as np
 
@@ -27,7 +28,9 @@ MEMORY = "2GB"
 SPILLED = "8GB"
 """On disk, likewise."""
 AT_ONCE = 6
-"""Questions being answered; further ones wait for their turn."""
+"""Questions of the app's own being answered, and as many that users typed; further ones wait for their turn."""
+OF_ONE = 2
+"""Of those that were typed, how many may be one browser's."""
 
 
 @dataclass(frozen=True)
@@ -60,11 +63,14 @@ class Macro:
 class Querying:
     """Answers from a dataset's catalog as it is now: what is made anew while the app runs is seen by the next query."""
 
-    def __init__(self, dataset: Dataset, memory: str = MEMORY, at_once: int = AT_ONCE) -> None:
+    def __init__(self, dataset: Dataset, memory: str = MEMORY, at_once: int = AT_ONCE, of_one: int = OF_ONE) -> None:
         self._dataset, self._memory = dataset, memory
         self._idle: list[_Process] = []
         self._running: set[_Process] = set()
-        self._turns = asyncio.Semaphore(at_once)
+        # What users typed may take its whole time: the pages' own questions do not wait for it.
+        self._turns, self._typed = asyncio.Semaphore(at_once), asyncio.Semaphore(at_once)
+        self._of_one = of_one
+        self._browsers: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()
         self._spill = tempfile.TemporaryDirectory(prefix="pairmill-explore-")
         self._described: dict[tuple[int, int], tuple[dict[str, View], list[Macro]]] = {}
 
@@ -72,8 +78,10 @@ class Querying:
         answer: Answer = await self._answer(Question(sql, tuple(parameters), rows, "values"), seconds)
         return answer
 
-    async def show(self, sql: str, rows: int, seconds: float) -> Answer:
-        answer: Answer = await self._answer(Question(sql, (), rows, "texts"), seconds)
+    async def show(self, sql: str, rows: int, seconds: float, who: str = "") -> Answer:
+        of_browser = self._browsers.setdefault(who, asyncio.Semaphore(self._of_one))
+        async with of_browser, self._typed:
+            answer: Answer = await self._answered(Question(sql, (), rows, "texts"), seconds)
         return answer
 
     async def arrays(self, sql: str, parameters: Sequence[object], seconds: float) -> dict[str, np.ndarray]:
@@ -99,7 +107,7 @@ class Querying:
         self._spill.cleanup()
 
     async def _description(self) -> tuple[dict[str, View], list[Macro]]:
-        state = self._state()
+        state = self.state()
         if state not in self._described:
             columns = await self.ask(_COLUMNS, (), 10_000, SECONDS)
             macros = await self.ask(_MACROS, (), 1_000, SECONDS)
@@ -112,7 +120,8 @@ class Querying:
             self._described = {state: (views, found)}
         return self._described[state]
 
-    def _state(self) -> tuple[int, int]:
+    def state(self) -> tuple[int, int]:
+        """Which catalog answers now: another one has another state."""
         try:
             now = self._dataset.catalog.stat()
         except FileNotFoundError:
@@ -121,30 +130,34 @@ class Querying:
 
     async def _answer(self, question: Question, seconds: float) -> Any:
         async with self._turns:
-            process = await self._taken()
-            try:
-                reply = await asyncio.wait_for(process.ask(question), seconds)
-            except TimeoutError:
-                process.kill()
-                raise PairmillError(
-                    f"stopped after {seconds:g} s", "ask for less: fewer rows, a narrower WHERE, a sample"
-                ) from None
-            except (asyncio.IncompleteReadError, ConnectionError):
-                process.kill()
-                raise PairmillError(
-                    f"the query took more memory than it may ({self._memory} and a margin) and was ended",
-                    "ask for less: shorter texts, fewer rows",
-                ) from None
-            except BaseException:  # whoever asked does not wait any more
-                process.kill()
-                raise
-            self._idle.append(process)
+            return await self._answered(question, seconds)
+
+    async def _answered(self, question: Question, seconds: float) -> Any:
+        process = await self._taken()
+        try:
+            async with asyncio.timeout(seconds):  # unlike wait_for, it never loses that whoever asked has gone
+                reply = await process.ask(question)
+        except TimeoutError:
+            process.kill()
+            raise PairmillError(
+                f"stopped after {seconds:g} s", "ask for less: fewer rows, a narrower WHERE, a sample"
+            ) from None
+        except (asyncio.IncompleteReadError, ConnectionError):
+            process.kill()
+            raise PairmillError(
+                f"the process that answered was ended: out of memory ({self._memory} and a margin), or killed",
+                "ask for less: shorter texts, fewer rows",
+            ) from None
+        except BaseException:  # whoever asked does not wait any more
+            process.kill()
+            raise
+        self._idle.append(process)
         if isinstance(reply, Refused):
             raise PairmillError(reply.what)
         return reply
 
     async def _taken(self) -> "_Process":
-        state = self._state()
+        state = self.state()
         while self._idle:
             process = self._idle.pop()
             if process.state == state and process.is_alive:
@@ -153,7 +166,7 @@ class Querying:
         return await self._started()
 
     async def _started(self) -> "_Process":
-        state = self._state()
+        state = self.state()
         # A table's folder may be a link to another disk: what it points to may be read, and nothing else beyond root.
         folders = [self._dataset.root, *(table.folder for table in self._dataset.data_tables())]
         allowed = dict.fromkeys(str(folder.resolve()) for folder in folders)
@@ -190,7 +203,8 @@ class _Process:
         self.running.stdin.write(len(content).to_bytes(8, "big") + content)
         await self.running.stdin.drain()
         length = int.from_bytes(await self.running.stdout.readexactly(8), "big")
-        return pickle.loads(await self.running.stdout.readexactly(length))
+        content = await self.running.stdout.readexactly(length)
+        return await asyncio.to_thread(pickle.loads, content)  # arrays may have millions of rows
 
     def kill(self) -> None:
         with suppress(ProcessLookupError):

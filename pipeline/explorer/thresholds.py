@@ -1,5 +1,6 @@
 """Choosing thresholds: where a slider stops, the histogram under it, and what is chosen as a piece of a recipe."""
 
+import asyncio
 import json
 import math
 from collections import OrderedDict
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pipeline.errors import PairmillError
 from pipeline.explorer.margins import EVERYTHING, Margin, Setting, margin_query
 from pipeline.rules import RULES
 from pipeline.store.views.thresholds import side
@@ -119,15 +121,24 @@ def _number(value: float) -> str:
 
 HELD = 32
 """Margins held for all users."""
-_margins: OrderedDict[tuple[Path, int, str], Margin] = OrderedDict()
+_margins: OrderedDict[tuple[Path, tuple[int, int], Setting], Margin] = OrderedDict()
+
+
+def unchanged(explorer: "Explorer", state: tuple[int, int]) -> None:
+    """Raise PairmillError where the catalog is another one than it was in this state: counts of both do not mix."""
+    if explorer.querying.state() != state:
+        raise PairmillError("the dataset has changed since this page was opened", "load the page again")
 
 
 async def held_margin(explorer: "Explorer", setting: Setting) -> Margin:
     """A rule's margin, read once for all users while the catalog is the same. Raises PairmillError as `ask` does."""
-    catalog = explorer.dataset.catalog
-    place = (catalog.resolve(), catalog.stat().st_mtime_ns, setting.rule.name)
+    state = explorer.querying.state()
+    place = (explorer.dataset.catalog.resolve(), state, setting)
     if place not in _margins:
-        _margins[place] = Margin.of(setting, await explorer.arrays(margin_query(setting)))
+        columns = await explorer.arrays(margin_query(setting))
+        margin = await asyncio.to_thread(Margin.of, setting, columns)
+        unchanged(explorer, state)
+        _margins[place] = margin
         while len(_margins) > HELD:
             _margins.popitem(last=False)
     _margins.move_to_end(place)

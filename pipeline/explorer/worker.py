@@ -27,8 +27,10 @@ from pipeline.store.sql import READING, literal
 
 CELL = 2_000
 """Characters of a value in an answer of texts; what is longer ends in an ellipsis."""
+CELLS = 40_000
+"""Values of an answer of texts: one of many columns has the fewer rows, for the server holds what it shows."""
 _PLAN = 50_000
-"""The same of an EXPLAIN."""
+"""Characters of a value of an EXPLAIN."""
 BEYOND = 2 << 30
 """Bytes that a process may hold beyond DuckDB's memory limit: code, stacks, and texts under way."""
 _READING = {"SELECT_NODE", "SET_OPERATION_NODE", "RECURSIVE_CTE_NODE", "CTE_NODE"}
@@ -139,14 +141,14 @@ def _kinds(tree: Any) -> set[str]:
 
 def answered(connection: duckdb.DuckDBPyConnection, question: Question) -> "Answer | dict[str, Any] | Refused":
     """What the catalog says to a question."""
-    started = time.perf_counter()
+    started, most = time.perf_counter(), question.rows
     try:
         with connection.cursor() as cursor:
             sql = checked(cursor, question.sql)
             if question.form == "arrays":
                 return cursor.execute(sql, question.parameters).fetchnumpy()
             if question.form == "texts":
-                columns, rows = _texts(cursor, sql, question.rows + 1)
+                columns, rows, most = _texts(cursor, sql, question.rows)
             else:
                 result = cursor.execute(sql, question.parameters)
                 columns = _columns(
@@ -157,22 +159,24 @@ def answered(connection: duckdb.DuckDBPyConnection, question: Question) -> "Answ
         return Refused(str(error))
     except (MemoryError, RuntimeError) as error:
         return Refused(f"Out of memory: {error}")
-    named = [dict(zip([column.name for column in columns], row, strict=True)) for row in rows[: question.rows]]
-    return Answer(columns, named, len(rows) > question.rows, time.perf_counter() - started)
+    named = [dict(zip([column.name for column in columns], row, strict=True)) for row in rows[:most]]
+    return Answer(columns, named, len(rows) > most, time.perf_counter() - started)
 
 
 def _texts(
     cursor: duckdb.DuckDBPyConnection, sql: str, rows: int
-) -> tuple[tuple[Column, ...], list[tuple[str | None, ...]]]:
+) -> tuple[tuple[Column, ...], list[tuple[str | None, ...]], int]:
+    """The columns, the rows and one more, and how many rows there may be."""
     relation = cursor.sql(sql)
     if relation is None:
-        return (), []
+        return (), [], rows
     names, types = relation.columns, relation.types
+    most = min(rows, max(1, CELLS // len(names)))
     longest = _PLAN if sql.startswith("EXPLAIN ") else CELL
     # DuckDB writes and cuts the values itself: no long one comes as far as Python.
     cut = ", ".join(f"left(#{place}::VARCHAR, {longest + 1}) AS c{place}" for place in range(1, len(names) + 1))
-    found = relation.limit(rows).project(cut).fetchall()
-    return _columns(names, types), [tuple(_shortened(value, longest) for value in row) for row in found]
+    found = relation.limit(most + 1).project(cut).fetchall()
+    return _columns(names, types), [tuple(_shortened(value, longest) for value in row) for row in found], most
 
 
 def _shortened(value: str | None, longest: int) -> str | None:
@@ -180,12 +184,15 @@ def _shortened(value: str | None, longest: int) -> str | None:
 
 
 def _columns(names: Sequence[str], types: Sequence[object]) -> tuple[Column, ...]:
-    seen: dict[str, int] = {}
-    columns = []
+    times: dict[str, int] = {}
+    columns: dict[str, Column] = {}
     for name, kind in zip(names, types, strict=True):
-        seen[name] = seen.get(name, 0) + 1
-        columns.append(Column(name if seen[name] == 1 else f"{name} ({seen[name]})", str(kind)))
-    return tuple(columns)
+        unique = name
+        while unique in columns:  # "a (2)" may be a column's own name
+            times[name] = times.get(name, 1) + 1
+            unique = f"{name} ({times[name]})"
+        columns[unique] = Column(unique, str(kind))
+    return tuple(columns.values())
 
 
 def send(stream: BinaryIO, message: object) -> None:

@@ -18,7 +18,7 @@ from explored import pairs
 from pipeline.catalog import refresh
 from pipeline.errors import PairmillError
 from pipeline.explorer.querying import Answer, Querying
-from pipeline.explorer.worker import CELL
+from pipeline.explorer.worker import CELL, CELLS
 from pipeline.store.dataset import Dataset
 
 T = TypeVar("T")
@@ -206,7 +206,8 @@ def test_every_kind_of_value_comes_as_duckdb_writes_it(dataset: Dataset) -> None
     answers = show(dataset, f"SELECT {', '.join(VALUES)}", 'SELECT 1 AS a, 2 AS a, 3 AS "a (2)"')
     assert shown(answers[0]) == [list(VALUES.values())]
     assert isinstance(answers[1], Answer)
-    assert [column.name for column in answers[1].columns[:2]] == ["a", "a (2)"]
+    assert shown(answers[1]) == [["1", "2", "3"]]
+    assert [column.name for column in answers[1].columns] == ["a", "a (2)", "a (2) (2)"]
 
 
 def test_rows_are_limited_and_it_is_said(dataset: Dataset) -> None:
@@ -218,6 +219,13 @@ def test_rows_are_limited_and_it_is_said(dataset: Dataset) -> None:
     assert (len(exact.rows), exact.more) == (10, False)
     assert (none.rows, none.more) == ([], False)
     assert [column.name for column in none.columns] == ["uid", "url", "text", "key", "split"]
+
+
+def test_an_answer_of_many_columns_has_the_fewer_rows(dataset: Dataset) -> None:
+    columns = ", ".join(f"i AS c{place}" for place in range(300))
+    (answer,) = show(dataset, f"SELECT {columns} FROM range(1000) t(i)")
+    assert isinstance(answer, Answer)
+    assert (len(answer.rows), answer.more) == (CELLS // 300, True)
 
 
 def test_an_order_is_kept_under_the_limit(dataset: Dataset) -> None:
@@ -290,6 +298,38 @@ def test_a_slow_query_does_not_hold_up_a_quick_one(dataset: Dataset) -> None:
         return waited
 
     assert with_querying(dataset, ask) < 5
+
+
+def test_one_browsers_queries_hold_up_neither_the_pages_nor_another_browser(dataset: Dataset) -> None:
+    async def ask(querying: Querying) -> None:
+        tabs = [asyncio.create_task(querying.show(ENDLESS[0], 1, 60, "one")) for _ in range(8)]
+        await asyncio.sleep(0.5)
+        started = time.monotonic()
+        other, page = await asyncio.gather(
+            querying.show("SELECT 1 AS a", 1, 30, "other"), querying.ask("SELECT 2 AS b", (), 1, 30)
+        )
+        assert (other.rows, page.rows) == ([{"a": "1"}], [{"b": 2}])
+        assert time.monotonic() - started < 20
+        assert not any(tab.done() for tab in tabs)
+        for tab in tabs:
+            tab.cancel()
+        await asyncio.gather(*tabs, return_exceptions=True)
+        assert (await querying.show("SELECT 3 AS c", 1, 30, "one")).rows == [{"c": "3"}]  # the turns have come back
+
+    with_querying(dataset, ask, at_once=3)
+
+
+def test_a_process_that_was_killed_is_said_to_be(dataset: Dataset) -> None:
+    async def ask(querying: Querying) -> None:
+        task = asyncio.create_task(querying.ask(ENDLESS[0], (), 1, 60))
+        while not querying._running:
+            await asyncio.sleep(0.1)
+        for process in querying._running:
+            process.kill()
+        with pytest.raises(PairmillError, match=r"out of memory .* or killed"):
+            await task
+
+    with_querying(dataset, ask)
 
 
 def test_who_goes_away_ends_the_query(dataset: Dataset) -> None:

@@ -76,9 +76,10 @@ def test_the_border_has_the_nearest_of_both_sides(corpus: Corpus, rule: str, thr
             near[passes].append((abs(value - threshold), uid))
     expected = [(passes, uid) for passes in (True, False) for _, uid in sorted(near[passes])[:2]]
     assert [(row[0], row[2]) for row in rows] == expected
-    for _, _, uid, text, url, key in rows:
+    for _, _, uid, text, url, key, content in rows:
         assert (text, url) == (f"of {uid}", f"url {uid}")
-        assert key == (f"key {uid}" if uid in corpus.passing(corpus.screen) and uid not in corpus.failed else None)
+        there = uid in corpus.passing(corpus.screen) and uid not in corpus.failed
+        assert (key, content) == ((f"key {uid}", f"content {uid}") if there else (None, None))
 
 
 @settings(max_examples=100, deadline=None)

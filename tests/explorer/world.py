@@ -104,6 +104,7 @@ class Corpus:
             "images": {
                 "url": [f"url {uid}" for uid in passing],
                 "key": [f"key {uid}" for uid in passing],
+                "sha256": [f"content {uid}" for uid in passing],
                 "status": [self.failed.get(uid, "ok") for uid in passing],
             },
         }

@@ -9,7 +9,7 @@ from pipeline.errors import PairmillError
 from pipeline.explorer.duplicates import MOST, REMEDY, groups_query, near_files, pictures_query
 from pipeline.explorer.explorer import Explorer
 from pipeline.explorer.grid import picture, picture_grid, said
-from pipeline.explorer.latest import Latest
+from pipeline.explorer.latest import Latest, ending_with_page
 
 PATH = "/duplicates"
 A_PAGE = 12
@@ -78,7 +78,7 @@ def _strip(explorer: Explorer, count: int, rows: list[dict[str, Any]]) -> None:
 
         async def opened() -> None:
             if texts.value and not under.default_slot.children:
-                with under:
+                with ending_with_page(), under:
                     await picture_grid(explorer, [{"key": row["key"]} for row in rows])
 
         texts.on_value_change(opened)

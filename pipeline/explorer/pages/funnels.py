@@ -12,7 +12,7 @@ from pipeline.explorer.explorer import Explorer
 from pipeline.explorer.funnels import OWN, Funnel, Plan, Row, own_funnel, recipes, side_by_side
 from pipeline.explorer.grid import said
 from pipeline.explorer.latest import Latest
-from pipeline.explorer.margins import RULES_QUERY
+from pipeline.explorer.margins import RULES_QUERY, caveat
 from pipeline.recipe import load
 
 PATH = "/funnels"
@@ -73,6 +73,8 @@ class _Funnels:
             return
         self.body.clear()
         with self.body:
+            if doubt := caveat([], rules, self.explorer.current.unjudged):
+                ui.label(f"The numbers are not exact: {doubt}.").props('role="status"')
             for funnel in (left, right):
                 ui.label(_summed_up(funnel))
             rows = side_by_side(left, right)
@@ -104,7 +106,10 @@ def _summed_up(funnel: Funnel) -> str:
     unknown = [step.rule for step in funnel.steps if step.pairs is None]
     parts = [f"{funnel.name}: {funnel.kept:,} of {funnel.total:,} pairs kept"]
     if funnel.undecided:
-        parts.append(f"{funnel.undecided:,} more would pass screen, and no later stage has seen them")
+        parts.append(
+            f"{funnel.undecided:,} more would pass screen, and no later stage has judged them "
+            "(without those whose download is known to have failed)"
+        )
     if unknown:
         parts.append(f"not measured here, and counted as if they dropped nothing: {', '.join(unknown)}")
     return "; ".join(parts)
@@ -122,7 +127,8 @@ def _chart(left: Funnel, right: Funnel, rows: list[Row]) -> dict[str, Any]:
         "animation": False,
         "grid": {"left": 4, "right": 60, "top": 30, "bottom": 4, "containLabel": True},
         "legend": {"textStyle": grey, "top": 0},
-        "tooltip": {"trigger": "axis", "axisPointer": {"type": "shadow"}, "renderMode": "richText"},
+        "tooltip": {"trigger": "axis", "axisPointer": {"type": "shadow"}, "renderMode": "richText"}
+        | {":valueFormatter": "value => value == null ? 'unknown' : value.toLocaleString('en')"},
         "xAxis": {"type": "value", "axisLabel": {"show": False}, "splitLine": {"lineStyle": {"color": "#8884"}}},
         "yAxis": {"type": "category", "inverse": True, "data": names, "axisLabel": grey},
         "series": [
@@ -132,7 +138,8 @@ def _chart(left: Funnel, right: Funnel, rows: list[Row]) -> dict[str, Any]:
                 "barGap": "0%",
                 "barCategoryGap": "25%",
                 "itemStyle": {"color": colour},
-                "label": {"show": True, "position": "right", "color": "#888"},
+                "label": {"show": True, "position": "right", "color": "#888"}
+                | {":formatter": "shown => shown.value == null ? '' : shown.value.toLocaleString('en')"},
                 "data": [*pairs, funnel.undecided, funnel.kept],
             }
             for title, colour, funnel, pairs in zip(

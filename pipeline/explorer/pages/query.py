@@ -11,7 +11,7 @@ from pipeline.errors import PairmillError
 from pipeline.explorer.appearance import appearance
 from pipeline.explorer.explorer import Explorer
 from pipeline.explorer.grid import has_pictures, picture_grid, said
-from pipeline.explorer.latest import Latest
+from pipeline.explorer.latest import Latest, ending_with_page
 from pipeline.explorer.querying import ROWS, SECONDS, Answer, Macro, View
 
 _CELL = 500
@@ -108,7 +108,7 @@ class _Box:
     """The editor, what belongs to it, and the answer below."""
 
     def __init__(self, explorer: Explorer, sql: str, examples: list[Example]) -> None:
-        self.explorer = explorer
+        self.explorer, self.who = explorer, str(ui.context.client.request.state.visitor)
         self.asking: asyncio.Task[Answer] | None = None
         self.editor = ui.codemirror(sql, language="SQL", keymap={"Mod-Enter": self.run}, line_wrapping=True)
         self.editor.classes("explorer-editor").props('aria-label="SQL"')
@@ -153,6 +153,10 @@ class _Box:
             self.asking.cancel()
 
     async def run(self) -> None:
+        with ending_with_page():
+            await self._run()
+
+    async def _run(self) -> None:
         if self.asking:
             return
         sql = self.editor.value.strip()
@@ -160,10 +164,12 @@ class _Box:
             return
         ui.navigate.history.replace(f"/?q={quote(sql)}")
         self._busy(True)
-        self.asking = asyncio.create_task(self.explorer.show(sql))
+        self.asking = asyncio.create_task(self.explorer.show(sql, self.who))
         try:
             answer = await self.asking
         except asyncio.CancelledError:
+            if ui.context.client.is_deleted:
+                raise
             self._busy(False, "cancelled")
             self.answer.clear()
         except PairmillError as error:
@@ -248,9 +254,9 @@ def _listing(views: dict[str, View], macros: list[Macro]) -> None:
     if macros:
         ui.label("Macros").classes("text-subtitle2 q-mt-sm")
         for macro in macros:
-            ui.label(f"{macro.name}({', '.join(macro.parameters)})").classes("explorer-fact")
+            ui.label(f"{macro.name}({', '.join(macro.parameters)})").classes("explorer-macro")
             if macro.comment:
-                ui.label(macro.comment).classes("explorer-soft")
+                ui.label(macro.comment).classes("explorer-fact")
 
 
 _COMPLETE = """

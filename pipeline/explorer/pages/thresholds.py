@@ -11,7 +11,7 @@ from nicegui import ui
 from pipeline.errors import PairmillError
 from pipeline.explorer.explorer import Explorer
 from pipeline.explorer.grid import picture_grid, said
-from pipeline.explorer.latest import Latest
+from pipeline.explorer.latest import Latest, ending_with_page
 from pipeline.explorer.margins import (
     RULES_QUERY,
     VIEWS,
@@ -22,7 +22,7 @@ from pipeline.explorer.margins import (
     caveat,
     joint_query,
 )
-from pipeline.explorer.thresholds import fragment, held_margin, histogram, settings_of, stops
+from pipeline.explorer.thresholds import fragment, held_margin, histogram, settings_of, stops, unchanged
 from pipeline.explorer.thresholds_chart import chart_of, draw, shown
 
 PATH = "/rules"
@@ -30,6 +30,7 @@ BORDER = 8
 """Pairs shown on either side of a threshold."""
 _STILL = 0.25
 """Seconds without a move after which pictures are asked for."""
+_UNDECIDED = "{:,} that fall by screen now would pass it, and no later stage has judged them"
 _STAGES = {"screen": "by its text and url, before the download", "filter": "by its picture"}
 
 
@@ -38,22 +39,32 @@ async def page(explorer: Explorer) -> None:
     body = ui.column().classes("w-full gap-2")
     given = dict(ui.context.client.request.query_params)
     await ui.context.client.connected()
+    state = explorer.querying.state()
     rules, views = (await explorer.ask(RULES_QUERY)).rows, await explorer.views()
+    unchanged(explorer, state)
     settings = [setting for setting in settings_of(rules) if VIEWS[setting.rule.stage] in views]
     with body:
         if not settings:
             ui.label("No rule that compares numbers has judged yet: run make screen, then make filter.")
             return
-        _Page(explorer, settings, rules, set(views)).build(given)
+        if explorer.current.unjudged:
+            ui.label(f"The numbers are not exact: {explorer.current.unjudged}.").props('role="status"')
+        _Page(explorer, settings, rules, set(views), state).build(given)
 
 
 class _Page:
     """One user's choice of thresholds."""
 
     def __init__(
-        self, explorer: Explorer, settings: Sequence[Setting], rules: Sequence[dict[str, Any]], views: set[str]
+        self,
+        explorer: Explorer,
+        settings: Sequence[Setting],
+        rules: Sequence[dict[str, Any]],
+        views: set[str],
+        state: tuple[int, int],
     ) -> None:
-        self.explorer, self.settings, self.rules, self.views = explorer, settings, rules, views
+        self.explorer, self.settings, self.rules, self.views, self.state = explorer, settings, rules, views, state
+        self.unjudged = explorer.current.unjudged
         self.chosen: dict[str, tuple[Setting, float, Outcome]] = {}
         self.latest = Latest()
 
@@ -89,12 +100,12 @@ class _Page:
             return
         told = [
             f"{setting.rule.name} {shown(setting.threshold)} -> {shown(threshold)}: keeps {outcome.kept:,} alone"
-            + (f", and {outcome.undecided:,} more would have to be downloaded and judged" if outcome.undecided else "")
+            + (f", and {_UNDECIDED.format(outcome.undecided)}" if outcome.undecided else "")
             for setting, threshold, outcome in chosen
         ]
         if len(chosen) > 1:
             told.append(await self._together([(setting, outcome.cutoff) for setting, _, outcome in chosen]))
-        doubt = caveat([(setting, threshold) for setting, threshold, _ in chosen], self.rules)
+        doubt = caveat([(setting, threshold) for setting, threshold, _ in chosen], self.rules, self.unjudged)
         path = self.explorer.recipe_path
         recipe = fragment(
             path.name if path else None,
@@ -120,9 +131,10 @@ class _Page:
     async def _together(self, cutoffs: list[tuple[Setting, float]]) -> str:
         try:
             row = (await self.explorer.ask(joint_query(cutoffs, "filtered" in self.views))).rows[0]
+            unchanged(self.explorer, self.state)
         except PairmillError as error:
             return f"together: not known, {error}"
-        more = f", and {row['undecided']:,} more would have to be downloaded and judged" if row["undecided"] else ""
+        more = f", and {_UNDECIDED.format(row['undecided'])}" if row["undecided"] else ""
         return f"all together: keep {row['kept']:,}{more}"
 
 
@@ -150,25 +162,30 @@ class _Slider:
         return now if self.threshold == self.setting.threshold else f"{now} → {shown(self.threshold)}"
 
     async def _opened(self) -> None:
+        with ending_with_page():
+            await self._read()
+
+    async def _read(self) -> None:
         if not self.expansion.value or self.margin is not None:
             return
         try:
-            self.margin = await held_margin(self.page.explorer, self.setting)
+            unchanged(self.page.explorer, self.page.state)
+            margin = await held_margin(self.page.explorer, self.setting)
+            unchanged(self.page.explorer, self.page.state)
         except PairmillError as error:
             self.body.clear()
             with self.body:
                 said(error)
             return
-        if self.body.is_deleted:  # the page was left while its numbers were read
-            return
+        found = await asyncio.to_thread(stops, margin)
+        self.bars = await asyncio.to_thread(histogram, margin)
+        self.places, self.margin = [float(stop) for stop in found], margin
         self.body.clear()
         with self.body:
-            self._build(self.margin)
+            self._build()
         self.move(self.threshold)
 
-    def _build(self, margin: Margin) -> None:
-        self.places = [float(stop) for stop in stops(margin)]
-        self.bars = histogram(margin)
+    def _build(self) -> None:
         name = self.setting.rule.name
         with ui.row().classes("w-full items-center gap-4 no-wrap"):
             self.number = ui.number(
@@ -220,11 +237,11 @@ class _Slider:
         if self.setting.rule.stage == "screen":
             lines.append(f"{found.passing:,} would pass screen (now {now.passing:,})")
         if found.undecided:
-            lines.append(f"{found.undecided:,} of them have never been downloaded: whether they are kept is not known")
+            lines.append(f"{_UNDECIDED.format(found.undecided)}: whether they would be kept is not known")
         if self.setting.rule.takes == "fraction":
             lines.append(f"the threshold would be {shown(found.cutoff)}")
         self.detail.text = "; ".join(lines)
-        doubt = caveat([(self.setting, threshold)], self.page.rules) if found != now else ""
+        doubt = caveat([(self.setting, threshold)], self.page.rules, self.page.unjudged) if found != now else ""
         self.doubt.text = f"Not known for sure: {doubt}." if doubt else ""
         draw(self.chart.options, self.bars, self.margin, found.cutoff)
         self.chart.update()
@@ -236,12 +253,13 @@ class _Slider:
         query = border_query(self.setting, cutoff, 6 * BORDER, "images" in self.page.views)
         try:
             rows = (await self.page.explorer.ask(query)).rows
+            unchanged(self.page.explorer, self.page.state)
         except PairmillError as error:
             self.detail.text = str(error)
             return
         passed = "just kept" if self.setting.rule.stage == "filter" else "just passes screen"
         for side, passes, title in zip(self.sides, (True, False), (passed, "just dropped"), strict=True):
-            one_each = {row["key"] or row["uid"]: row for row in reversed(rows) if row["passes"] is passes}
+            one_each = {row["content"] or row["uid"]: row for row in reversed(rows) if row["passes"] is passes}
             found = list(reversed(one_each.values()))[:BORDER]
             side.clear()
             with side:
