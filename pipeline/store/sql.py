@@ -23,7 +23,7 @@ def identifier(column: str) -> str:
 
 
 def condition(where: str) -> str:
-    """A condition from outside, in brackets. Raises PairmillError where it is more than one or none, and duckdb.Error."""
+    """A condition from outside, in brackets. Raises PairmillError where it is not one alone, and duckdb.Error."""
     whole = f"({where}\n)"
     statements = duckdb.extract_statements(f"SELECT 1 WHERE {whole}")
     if len(statements) != 1 or statements[0].type != duckdb.StatementType.SELECT or not where.strip():
