@@ -36,7 +36,7 @@ from pipeline.store.atomic import replacing
 from pipeline.store.dataset import Dataset
 from pipeline.store.pictures import Pictures
 
-VERSION = 3
+VERSION = 4
 LONGEST_RECIPE = 100_000
 """Characters: a recipe may list all hosts of the web."""
 
