@@ -125,6 +125,9 @@ def test_conditions_that_are_wrong_or_leave_nothing(web: Web, tmp_path: Path) ->
     assert "no_such_column" in said
     assert "--where" in refused(web.dataset, tmp_path / "out", where="split = ")
     assert "no kept pair" in refused(web.dataset, tmp_path / "out", where="false")
+    injected = f"true); COPY (SELECT 1) TO '{tmp_path / 'injected'}'; SELECT (1"
+    assert "not one condition" in refused(web.dataset, tmp_path / "out", where=injected)
+    assert not (tmp_path / "injected").exists()
 
 
 def test_before_filter_has_run(tmp_path: Path) -> None:

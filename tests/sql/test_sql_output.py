@@ -303,3 +303,25 @@ def test_make_writes_to_a_file_and_fails_as_the_query_does(dataset: Dataset, tmp
     assert wrong.returncode != 0
     assert "FROM nowhere" in wrong.stderr
     assert "Traceback" not in wrong.stderr
+
+
+def test_what_is_no_file_is_not_replaced_by_one(
+    dataset: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pipe, link, target = tmp_path / "pipe.csv", tmp_path / "link.csv", tmp_path / "target.csv"
+    os.mkfifo(pipe)
+    target.write_text("before")
+    link.symlink_to(target)
+    assert main(["sql", "--data", str(dataset.root), "--out", str(pipe), "SELECT 1 AS n"]) == 1
+    assert "is no file" in capsys.readouterr().err
+    assert pipe.is_fifo()
+    assert main(["sql", "--data", str(dataset.root), "--out", str(link), "SELECT 1 AS n"]) == 0
+    assert link.is_symlink()
+    assert target.read_text().split() == ["n", "1"]
+
+
+def test_json_has_no_nan(dataset: Dataset, tmp_path: Path) -> None:
+    out = tmp_path / "numbers.json"
+    query = "SELECT 'nan'::DOUBLE AS a, '-inf'::FLOAT AS b, 1.5::DOUBLE AS c, 'NaN' AS d"
+    assert main(["sql", "--data", str(dataset.root), "--out", str(out), query]) == 0
+    assert json.loads(out.read_text()) == [{"a": None, "b": None, "c": 1.5, "d": "NaN"}]
