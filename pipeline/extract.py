@@ -18,12 +18,12 @@ from typing import Any
 import duckdb
 
 from pipeline.errors import PairmillError
-from pipeline.extractors.plans import FAILED_SUFFIX, IMPORTED_MARK, Images, Plan, Task
+from pipeline.extractors.plans import IMPORTED_MARK, Images, Plan, Task
 from pipeline.job import UP_TO_DATE, Job
 from pipeline.recipe import Patch, Region
 from pipeline.store.atomic import digest, replacing
 from pipeline.store.sql import parquet, write_parquet
-from pipeline.store.table import Manifest, Shard, ShardFile, Table, Writing
+from pipeline.store.table import FAILED_SUFFIX, Manifest, Shard, ShardFile, Table, Writing
 from pipeline.weights import UNTRAINED, download, find
 
 VERSION = 2

@@ -26,7 +26,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from pipeline.engine import Engine
 from pipeline.errors import PairmillError
-from pipeline.extractors.plans import FAILED, FAILED_SUFFIX, IMPORTED, IMPORTED_MARK
+from pipeline.extractors.plans import FAILED, IMPORTED, IMPORTED_MARK
 from pipeline.job import UP_TO_DATE
 from pipeline.recipe import Name
 from pipeline.store.atomic import digest, replacing
@@ -37,7 +37,7 @@ from pipeline.store.features.exchange.matching import digest_of, match_places
 from pipeline.store.features.exchange.published import Place, UnreadableError, read_image, where
 from pipeline.store.features.exchange.sources import Indexed, OpenFiles, Sources, index_chunk, list_files
 from pipeline.store.features.exchange.uniter_npz import TOP_K
-from pipeline.store.table import Manifest, Shard
+from pipeline.store.table import FAILED_SUFFIX, Manifest, Shard
 
 VERSION = 1
 

@@ -356,7 +356,7 @@ def test_pairs_on_the_border_are_on_their_sides(made: tuple[Dataset, Recipe]) ->
         for uid, stage, rule in connection.execute("SELECT uid, stage, rule FROM verdicts").fetchall():
             failed.setdefault((stage, uid), set()).add(rule)
         measured = {
-            stage: connection.execute(f"FROM {view}").fetchall() for stage, view in report.thresholds.TABLES.items()
+            stage: connection.execute(f"FROM {view}").fetchall() for stage, view in report.thresholds.VIEWS.items()
         }
     assert list(found) == [
         *(("screen", rule) for rule in ("min_words", "max_characters")),

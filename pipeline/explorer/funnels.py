@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.explorer.margins import EVERYTHING, beyond_measure
+from pipeline.explorer.margins import beyond_measure
 from pipeline.recipe import Recipe
 from pipeline.store.sql import identifier, literal
-from pipeline.store.verdicts import Asked, asked_rules
-from pipeline.store.views.thresholds import looks_at_others
+from pipeline.store.verdicts import EVERYTHING, Asked, asked_rules
+from pipeline.store.views.thresholds import failing, looks_at_others
 
 OWN = "SELECT stage, rule, setting, pairs, failing FROM funnel ORDER BY position"
 """SQL of the dataset's own funnel."""
@@ -159,13 +159,11 @@ def _applied(
         row = next((row for row in same if row["takes"] in ("number", "fraction")), None)
         if row is None:
             return None, f"unknown: {rule.measure} was not measured here"
-        column = identifier(row["rule"])
         note = beyond_measure(rule, entry.cutoff, row["threshold"] if row["rule"] == rule.name else math.nan)
-        cutoff = (
-            _pool_cutoff(column, entry.threshold) if rule.takes == "fraction" else f"{float(entry.cutoff)!r}::DOUBLE"
-        )
-        side = "<" if rule.takes == "fraction" else rule.fails_if
-        return f"coalesce({column} {side} {cutoff}, false)", note
+        cutoff = f"{float(entry.cutoff)!r}::DOUBLE"
+        if rule.takes == "fraction":
+            cutoff = _pool_cutoff(identifier(row["rule"]), entry.threshold)
+        return failing(rule, cutoff, row["rule"]), note
     takes = "sql" if hasattr(entry.threshold, "keep_if") else rule.takes
     wanted = (rule.stage, rule.name, takes, entry.setting)
     if any((row["stage"], row["rule"], row["takes"], row["setting"]) == wanted for row in rules):

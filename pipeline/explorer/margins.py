@@ -12,12 +12,9 @@ import numpy as np
 
 from pipeline.rules import Rule
 from pipeline.store.sql import identifier
-from pipeline.store.views.thresholds import failing, looks_at_others, side
+from pipeline.store.verdicts import EVERYTHING
+from pipeline.store.views.thresholds import VIEWS, failing, looks_at_others, side
 
-VIEWS: dict[str, str] = {"screen": "screened", "filter": "filtered"}
-"""Stage -> the view of what it measured of each pair."""
-EVERYTHING = -1e308
-"""The cutoff of a top fraction that is all of the pool, as `filter` writes it."""
 RULES_QUERY = "SELECT stage, rule, threshold, setting, takes, measure FROM rules ORDER BY position"
 
 

@@ -14,7 +14,6 @@ import pyarrow.parquet as pq
 
 from pipeline.clip_model import ClipModel, LoadedClip, extractors_clip, load_clip
 from pipeline.errors import PairmillError
-from pipeline.extractors.plans import FAILED_SUFFIX
 from pipeline.recipe import Clip, Patch, Recipe
 from pipeline.signals.clip import Embeddings, Model, find_model
 from pipeline.signals.extracted import EMBEDDING, POOLED, tars, texts_table
@@ -132,7 +131,7 @@ def _of_filter(dataset: Dataset, recipe: Recipe | None) -> Space | None:
 def _of_extractor(dataset: Dataset, name: str, recipe: Recipe | None) -> Space | None:
     features = dataset.features(name)
     identity = features.manifest.info["identity"]
-    paths = [path for path in features.paths(".parquet") if not path.name.endswith(FAILED_SUFFIX)]
+    paths = dataset.feature_files(name)
     if identity["kind"] != "patch" or POOLED not in identity["columns"] or not paths:
         return None
     width = _width(paths[0], POOLED)

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pipeline.errors import PairmillError
-from pipeline.explorer.margins import EVERYTHING, Margin, Setting, margin_query
+from pipeline.explorer.margins import Margin, Setting, margin_query
 from pipeline.rules import RULES
+from pipeline.store.verdicts import EVERYTHING
 from pipeline.store.views.thresholds import side
 
 if TYPE_CHECKING:

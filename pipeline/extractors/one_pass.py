@@ -25,11 +25,11 @@ from pipeline.extractors.decoding import Failure, prepared_pictures
 from pipeline.extractors.growing import merge_features, read_features
 from pipeline.extractors.identity import identity_of
 from pipeline.extractors.memory import Fitting, fitting, is_out_of_memory
-from pipeline.extractors.plans import FAILED, FAILED_SUFFIX, Images, Plan, Task
+from pipeline.extractors.plans import FAILED, Images, Plan, Task
 from pipeline.gpus import own_device
 from pipeline.store.atomic import replacing
 from pipeline.store.features import FeatureWriter, ImageFeatures, NotFiniteError
-from pipeline.store.table import Shard, naming_damage
+from pipeline.store.table import FAILED_SUFFIX, Shard, naming_damage
 
 DETAIL = 300
 """Characters of an error's words that are kept."""

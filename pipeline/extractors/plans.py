@@ -12,7 +12,6 @@ from pipeline.recipe import Extractor as Section
 from pipeline.store.table import ShardFile
 from pipeline.weights import Weights
 
-FAILED_SUFFIX = ".failed.parquet"
 IMPORTED = "imported"
 """In the manifest's info of features that came from other programs."""
 IMPORTED_MARK = ".imported"

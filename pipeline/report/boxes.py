@@ -84,7 +84,7 @@ def collect(dataset: Dataset, connection: duckdb.DuckDBPyConnection) -> dict[str
         if identity["kind"] != "region" or not identity.get("classes") or "classes" not in identity["columns"]:
             continue
         store = FeatureStore(dataset.features(name))
-        files = [path for path in dataset.features(name).paths(".parquet") if not path.name.endswith(".failed.parquet")]
+        files = dataset.feature_files(name)
         query = f"SELECT key FROM {parquet(files)} ORDER BY md5(key || ?), key LIMIT ?"
         rows = connection.execute(query, [SEED, PICTURES]).fetchall() if files else []
         found[name] = [_region(store, key) for (key,) in rows]

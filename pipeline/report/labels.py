@@ -29,10 +29,9 @@ def labels(dataset: Dataset, connection: duckdb.DuckDBPyConnection) -> dict[str,
     """Region extractor -> its classes, where it has any and found any."""
     found = {}
     for name in dataset.extractors():
-        table = dataset.features(name)
-        identity = table.manifest.info["identity"]
+        identity = dataset.features(name).manifest.info["identity"]
         named = identity["kind"] == "region" and identity.get("classes") and "classes" in identity["columns"]
-        files = [path for path in table.paths(".parquet") if not path.name.endswith(".failed.parquet")]
+        files = dataset.feature_files(name)
         if named and files and (counted := _counted(connection, files, identity)):
             found[name] = counted
     return found

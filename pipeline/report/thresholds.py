@@ -11,9 +11,9 @@ from pipeline.report.samples import SPARE, Sample, distinct, looks, order
 from pipeline.report.wording import shown
 from pipeline.rules import RULES
 from pipeline.store.sql import identifier
+from pipeline.store.views.thresholds import VIEWS, failing, side
 
 BORDER = 10
-TABLES = {"screen": "screened", "filter": "filtered"}
 COLOURS = [charts.KEPT, charts.KEPT_SOFT, charts.DROPPED, charts.DROPPED_SOFT]
 GROUPS = [
     "kept by every rule of {}",
@@ -70,13 +70,12 @@ class Judged:
 
     @property
     def side(self) -> str:
-        side = RULES[self.rule].fails_if
-        return "<" if side == "not in top" else side
+        return side(RULES[self.rule])
 
     @property
     def fails(self) -> str:
         """SQL of whether a pair fails; a pair without a value does not."""
-        return f"coalesce({self.column} {self.side} {self.threshold!r}, false)"
+        return failing(RULES[self.rule], repr(self.threshold))
 
     @property
     def left_closed(self) -> bool:
@@ -115,7 +114,7 @@ def borders(connection: duckdb.DuckDBPyConnection, has_images: bool) -> dict[tup
         others = f"failures = ({rule.fails})::INTEGER"
         groups = [f"NOT {rule.fails} AND {others}", f"NOT {rule.fails}", others, "true"]
         bars = histograms.histogram(
-            connection, TABLES[rule.stage], rule.column, groups, rule.threshold, rule.left_closed
+            connection, VIEWS[rule.stage], rule.column, groups, rule.threshold, rule.left_closed
         )
         title = f"{shown(rule.rule)}: what was measured"
         names = [group.format(rule.stage) for group in GROUPS]
@@ -132,7 +131,7 @@ def _nearest(
     if not rules:
         return {}
     drawn = [
-        f"""(SELECT {number} AS number, {dropped} AS dropped, uid, {rule.column} AS value FROM {TABLES[rule.stage]}
+        f"""(SELECT {number} AS number, {dropped} AS dropped, uid, {rule.column} AS value FROM {VIEWS[rule.stage]}
              WHERE failures = {int(dropped)} AND {rule.fails} = {dropped} AND isfinite({rule.column})
              ORDER BY abs({rule.column} - {rule.threshold!r}), {order("uid")}, uid LIMIT {BORDER * SPARE})"""
         for number, rule in enumerate(rules)

@@ -13,9 +13,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.extractors.plans import FAILED_SUFFIX
 from pipeline.store.dataset import Dataset
-from pipeline.store.table import Table, naming_damage
+from pipeline.store.table import FAILED_SUFFIX, Table, naming_damage
 
 EMBEDDING = "embedding"
 POOLED = "pooled"

@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from pipeline.store.atomic import file_sha256
 from pipeline.store.features.columns import Column, identity_digest
 from pipeline.store.features.shard import FeatureShard
-from pipeline.store.table import Manifest, Shard, ShardFile
+from pipeline.store.table import FAILED_SUFFIX, Manifest, Shard, ShardFile
 
 ROUNDING = 1e-3
 """By how much a probability that came through float16 may pass 1."""
@@ -52,7 +52,7 @@ def check_file(path: Path, file: ShardFile, manifest: Manifest, shard: Shard) ->
 
 
 def _check_content(path: Path, manifest: Manifest, shard: Shard) -> None:
-    if path.name.endswith(".failed.parquet"):
+    if path.name.endswith(FAILED_SUFFIX):
         _check_rows(_read_parquet(path), shard.counts.get("failed"))
     elif path.suffix == ".parquet" and is_features(manifest):
         _check_features(path, manifest.info["identity"], shard)

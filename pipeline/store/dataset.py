@@ -16,7 +16,7 @@ import duckdb
 from pipeline.errors import PairmillError
 from pipeline.store.atomic import digest
 from pipeline.store.sql import READING
-from pipeline.store.table import Table
+from pipeline.store.table import FAILED_SUFFIX, Table
 from pipeline.store.views import create_views
 
 EMBEDDINGS = "embeddings.parquet"
@@ -58,6 +58,10 @@ class Dataset:
 
     def features(self, extractor: str) -> Table:
         return Table(self.root / "features" / extractor, "extract")
+
+    def feature_files(self, extractor: str) -> list[Path]:
+        """The files of a finished extractor's rows, in shard order."""
+        return [path for path in self.features(extractor).paths(".parquet") if not path.name.endswith(FAILED_SUFFIX)]
 
     def run(self, name: str) -> Table:
         return Table(self.root / "runs" / name, "train")

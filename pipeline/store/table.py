@@ -21,6 +21,8 @@ from pipeline.store.atomic import digest, file_sha256, replacing, write_json
 
 MANIFEST = "manifest.json"
 JOURNAL = "manifest.partial.jsonl"
+FAILED_SUFFIX = ".failed.parquet"
+"""What the name of a shard's file ends in that says which images have no features, and why."""
 
 
 @contextmanager

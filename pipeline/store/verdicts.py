@@ -25,6 +25,10 @@ DOWNLOADS = ".downloads.parquet"
 """What the names of a shard's files end in; `filter` writes the last two as well."""
 
 
+EVERYTHING = -1e308
+"""The cutoff of a top fraction that is all of the pool: no measured value is below it."""
+
+
 @dataclass(frozen=True)
 class Asked:
     """A rule with the recipe's threshold; `cutoff` is what is compared with: the threshold itself but for fractions."""
@@ -61,7 +65,7 @@ def with_cutoffs(asked: Sequence[Asked], connection: duckdb.DuckDBPyConnection, 
             scores = f"SELECT {entry.rule.value} AS score FROM {relation} WHERE {entry.rule.value} IS NOT NULL"
             rank = int(number(connection, f"SELECT count(*) FROM ({scores})") * entry.threshold)
             rows = connection.execute(f"{scores} ORDER BY score DESC LIMIT 1 OFFSET {rank}").fetchall()
-            entry = Asked(entry.rule, entry.threshold, rows[0][0] if rows else -1e308)
+            entry = Asked(entry.rule, entry.threshold, rows[0][0] if rows else EVERYTHING)
         found.append(entry)
     return found
 

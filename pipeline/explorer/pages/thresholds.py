@@ -14,7 +14,6 @@ from pipeline.explorer.grid import picture_grid, said
 from pipeline.explorer.latest import Latest, ending_with_page
 from pipeline.explorer.margins import (
     RULES_QUERY,
-    VIEWS,
     Margin,
     Outcome,
     Setting,
@@ -24,6 +23,7 @@ from pipeline.explorer.margins import (
 )
 from pipeline.explorer.thresholds import fragment, held_margin, histogram, settings_of, stops, unchanged
 from pipeline.explorer.thresholds_chart import chart_of, draw, shown
+from pipeline.store.views.thresholds import VIEWS
 
 PATH = "/rules"
 BORDER = 8

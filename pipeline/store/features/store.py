@@ -26,7 +26,7 @@ from pipeline.store.features.kept import among, wanted_keys
 from pipeline.store.features.rows import Rows
 from pipeline.store.features.shard import FeatureShard, Footer, damaged
 from pipeline.store.features.writing import ROWS_PER_GROUP
-from pipeline.store.table import Table
+from pipeline.store.table import FAILED_SUFFIX, Table
 
 OPEN_SHARDS = 128
 MIXED_SHARDS = OPEN_SHARDS // 2
@@ -79,7 +79,7 @@ class FeatureStore:
         self._counts: list[int] = []
         firsts: list[str] = []
         for path in table.paths(".parquet"):
-            if path.name.endswith(".failed.parquet"):
+            if path.name.endswith(FAILED_SUFFIX):
                 continue
             footer = Footer.read(path, self._digest, sizes[path.name]).parquet
             if footer.num_rows:

@@ -69,14 +69,15 @@ def create_chain_views(connection: duckdb.DuckDBPyConnection, dataset: "Dataset"
         view("contents", CONTENTS)
     if dataset.screened.exists and not dataset.screened.paths(MEASURED):
         raise PairmillError(f"{dataset.screened.folder} was made by an earlier version", "run `make screen` again")
+    settled = images and dataset.is_settled
     for name, table in (("screened", dataset.screened), ("filtered", dataset.filtered)):
         if table.exists and table.paths(MEASURED):
             # What `filter` once judged and `screen` has since dropped is out of the question.
-            passing = name == "filtered" and not (images and dataset.is_settled)
+            passing = name == "filtered" and not settled
             still = " SEMI JOIN (SELECT uid FROM screened WHERE failures = 0) USING (uid)" if passing else ""
             view(name, f"FROM {parquet(table.paths(MEASURED))}{still}")
     view("rules", _rules(connection, dataset, images))
-    if images and dataset.is_settled:
+    if settled:
         verdicts = [(dataset.screened, VERDICTS), (dataset.filtered, DOWNLOADS), (dataset.filtered, VERDICTS)]
         view("verdicts", " UNION ALL BY NAME ".join(f"FROM {parquet(table.paths(kind))}" for table, kind in verdicts))
         view("kept", f"FROM {parquet(dataset.filtered.paths(KEPT))}")

@@ -10,11 +10,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.store.sql import literal, parquet
+from pipeline.store.table import FAILED_SUFFIX
 
 if TYPE_CHECKING:
     from pipeline.store.dataset import Dataset
-
-FAILED_SUFFIX = ".failed.parquet"
 
 
 def create_feature_views(connection: duckdb.DuckDBPyConnection, dataset: "Dataset") -> None:
@@ -63,7 +62,7 @@ def create_region_views(connection: duckdb.DuckDBPyConnection, dataset: "Dataset
             f"{literal(identity.get('weights_sha256') or '')}, {', '.join(numbers)})"
         )
         if identity["kind"] == "region" and "boxes" in identity["columns"]:
-            files = [path for path in dataset.features(name).paths(".parquet") if not path.name.endswith(FAILED_SUFFIX)]
+            files = dataset.feature_files(name)
             regions.append(_regions(name, files, identity))
     if described:
         columns = "extractor, kind, model, trained, dtype, weights_sha256, images, failed, shards, bytes, seconds"

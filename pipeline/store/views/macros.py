@@ -6,8 +6,9 @@ import duckdb
 
 from pipeline.rules import RULES
 from pipeline.store.sql import identifier, literal
+from pipeline.store.verdicts import EVERYTHING
 from pipeline.store.views.features import embeddings_of
-from pipeline.store.views.thresholds import failing, looks_at_others
+from pipeline.store.views.thresholds import VIEWS, failing, looks_at_others
 
 if TYPE_CHECKING:
     from pipeline.store.dataset import Dataset
@@ -23,7 +24,7 @@ def create_macros(connection: duckdb.DuckDBPyConnection, dataset: "Dataset") -> 
         connection.execute(f"CREATE OR REPLACE MACRO {signature} AS TABLE {query}")
 
     macro("funnel()", "FROM funnel")
-    columns = {stage: _rules_of(connection, stage) for stage in ("screened", "filtered") if stage in views}
+    columns = {stage: _rules_of(connection, view) for stage, view in VIEWS.items() if view in views}
     macro("why(pair)", _why(columns))
     if columns:
         macro("would_keep(rule, threshold)", _would_keep(connection, dataset, columns))
@@ -39,14 +40,11 @@ def _rules_of(connection: duckdb.DuckDBPyConnection, view: str) -> list[str]:
     return [name for name in names if name not in ("uid", "failures")]
 
 
-_STAGES = {"screened": "screen", "filtered": "filter"}
-
-
 def _why(columns: dict[str, list[str]]) -> str:
     measured = ["SELECT '' AS stage, '' AS rule, 0.0::DOUBLE AS value WHERE false"]
     judged = ["SELECT '' AS stage WHERE false"]
-    for view, rules in columns.items():
-        stage = literal(_STAGES[view])
+    for name, rules in columns.items():
+        stage, view = literal(name), VIEWS[name]
         judged.append(f"SELECT {stage} AS stage FROM {view} WHERE uid = pair")
         measured += [
             f"SELECT {stage} AS stage, {literal(rule)} AS rule, {identifier(rule)} AS value FROM {view} "
@@ -71,13 +69,14 @@ def _would_keep(connection: duckdb.DuckDBPyConnection, dataset: "Dataset", colum
         for stage, rule, threshold in connection.execute("SELECT stage, rule, threshold FROM rules").fetchall()
     }
     branches = []
-    for view, rules in columns.items():
-        stage = _STAGES[view]
+    settled = dataset.is_settled
+    for stage, rules in columns.items():
+        view = VIEWS[stage]
         fails_now = {rule: failing(RULES[rule], repr(cutoffs[stage, rule])) for rule in rules}
         fails_then = {rule: failing(RULES[rule], _cutoff(rule, view)) for rule in rules}
         now, then = _chosen(fails_now, "false"), _chosen(fails_then, "false")
         lone = f"failures - ({now})::INTEGER = 0"
-        if view == "filtered":
+        if stage == "filter":
             kept = f"(SELECT count(*) FROM filtered WHERE {lone} AND NOT ({then}))"
             undecided = "0::BIGINT"
             exact = (
@@ -89,13 +88,8 @@ def _would_keep(connection: duckdb.DuckDBPyConnection, dataset: "Dataset", colum
             kept = f"(SELECT count(*) FROM kept) - {lost}"
             undecided = f"(SELECT count(*) FROM screened WHERE failures > 0 AND {lone} AND NOT ({then}))"
             exact = f"{_stands_alone(dataset)} AND {undecided} = 0"
-        settled, same = (
-            dataset.is_settled,
-            _chosen(
-                {rule: f"threshold = {cutoffs[stage, rule]!r}" for rule in rules if RULES[rule].takes == "number"},
-                "false",
-            ),
-        )
+        present = {rule: f"threshold = {cutoffs[stage, rule]!r}" for rule in rules if RULES[rule].takes == "number"}
+        same = _chosen(present, "false")
         # Of pairs that `filter` has not judged since `screen` judged anew, nothing is known for sure.
         exact = f"({exact} OR {same})" if settled else "false"
         there = f"threshold IS NOT NULL AND rule IN ({', '.join(map(literal, rules))})" if rules else "false"
@@ -125,7 +119,7 @@ def _cutoff(rule: str, view: str) -> str:
     column = identifier(rule)
     return (
         f"(SELECT coalesce(list({column} ORDER BY {column} DESC)"
-        f"[floor(count({column}) * threshold)::BIGINT + 1], -1e308) FROM {view} WHERE {column} IS NOT NULL)"
+        f"[floor(count({column}) * threshold)::BIGINT + 1], {EVERYTHING!r}) FROM {view} WHERE {column} IS NOT NULL)"
     )
 
 

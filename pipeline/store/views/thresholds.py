@@ -8,14 +8,21 @@ from pipeline.store.sql import identifier
 _OF_OTHER_PAIRS = re.compile(r"\b(copy|look_alike|texts_per_image|duplicate_distance|semantic_cosine)\b")
 
 
+VIEWS = {"screen": "screened", "filter": "filtered"}
+"""Stage -> the view of what it measured of each pair."""
+
+
 def side(rule: Rule) -> str:
     """The comparison by which a measured value fails."""
     return "<" if rule.fails_if == "not in top" else rule.fails_if
 
 
-def failing(rule: Rule, cutoff: str) -> str:
-    """SQL, over the view of the rule's stage, of whether a pair fails at this cutoff (SQL as well); never NULL."""
-    return f"coalesce({identifier(rule.name)} {side(rule)} {cutoff}, false)"
+def failing(rule: Rule, cutoff: str, column: str | None = None) -> str:
+    """SQL, over the view of the rule's stage, of whether a pair fails at this cutoff (SQL as well); never NULL.
+
+    `column`: of the values, where another rule that measures the same has named it.
+    """
+    return f"coalesce({identifier(column or rule.name)} {side(rule)} {cutoff}, false)"
 
 
 def looks_at_others(takes: str, measure: str) -> bool:
