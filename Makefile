@@ -117,7 +117,7 @@ test: $(READY) ## the tests
 	.venv/bin/python -m pytest
 
 test-slow: $(READY) ## the tests that take minutes: whole demos, kills at random moments
-	.venv/bin/python -m pytest -m slow
+	.venv/bin/python -m pytest -m slow -o faulthandler_timeout=2400
 
 lint: $(READY) ## ruff and mypy
 	.venv/bin/ruff format --check .

@@ -22,7 +22,7 @@ from pipeline.extractors.plans import IMPORTED_MARK, Images, Plan, Task
 from pipeline.job import UP_TO_DATE, Job
 from pipeline.recipe import Patch, Region
 from pipeline.store.atomic import digest, replacing
-from pipeline.store.sql import parquet, write_parquet
+from pipeline.store.sql import open_duckdb, parquet, write_parquet
 from pipeline.store.table import FAILED_SUFFIX, Manifest, Shard, ShardFile, Table, Writing
 from pipeline.weights import UNTRAINED, download, find
 
@@ -187,7 +187,7 @@ def _damaged(paths: Sequence[Path], error: duckdb.Error) -> Exception:
     """What DuckDB says of a damaged file, with the file's name."""
     for path in paths:
         try:
-            duckdb.connect().execute(f"SELECT max(length(key)) FROM {parquet([path])}")
+            open_duckdb().execute(f"SELECT max(length(key)) FROM {parquet([path])}")
         except duckdb.Error as said:
             what = str(said).splitlines()[0].strip()
             return PairmillError(f"{path} is damaged ({what})", "remove it and run `make extract` again")

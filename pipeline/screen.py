@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-import duckdb
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -22,6 +21,7 @@ from pipeline.job import UP_TO_DATE, Job
 from pipeline.signals import Block, Counted, TextSignals, named_in
 from pipeline.signals.registry import text_signals
 from pipeline.store.atomic import digest, replacing
+from pipeline.store.sql import open_duckdb
 from pipeline.store.table import Shard, naming_damage
 from pipeline.store.verdicts import Asked, asked_rules, check_account, described, write_shard
 from pipeline.texts.counting import Count, Histogram
@@ -201,7 +201,7 @@ def _judge_shard(
     for column in named_in(expressions, list(signals)):
         signal = pq.read_table(signals[column] / f"{name}.parquet", columns=[column])
         table = table.append_column(column, signal[column])
-    with duckdb.connect() as connection:
+    with open_duckdb() as connection:
         connection.execute("SET threads = 1")
         connection.register("signals", table)
         return write_shard(connection, asked, "signals", folder, name, keys[name])

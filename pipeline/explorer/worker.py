@@ -23,7 +23,7 @@ from typing import Any, BinaryIO, Literal
 import duckdb
 
 from pipeline.explorer.confined import write_only_in
-from pipeline.store.sql import READING, literal
+from pipeline.store.sql import literal, open_duckdb
 
 CELL = 2_000
 """Characters of a value in an answer of texts; what is longer ends in an ellipsis."""
@@ -76,9 +76,8 @@ class Refused:
 
 def opened(catalog: str, folders: Sequence[str], spill: str, memory: str, spilled: str) -> duckdb.DuckDBPyConnection:
     """The catalog, read-only; no file but those under `folders` can be read, and no setting changed."""
-    connection = duckdb.connect(catalog, read_only=True)
+    connection = open_duckdb(catalog, read_only=True)
     for setting in (
-        READING,
         "SET parquet_metadata_cache = true",  # the same files again and again
         f"SET memory_limit = {literal(memory)}",
         f"SET temp_directory = {literal(spill)}",

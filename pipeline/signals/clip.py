@@ -21,7 +21,7 @@ from pipeline.signals.extracted import EMBEDDING, Extracted, find_extracted, vec
 from pipeline.signals.images import Measure
 from pipeline.signals.judged import JUDGED
 from pipeline.store.atomic import digest, replacing
-from pipeline.store.sql import parquet, write_parquet
+from pipeline.store.sql import open_duckdb, parquet, write_parquet
 from pipeline.store.table import Shard, Table
 
 VERSION = 1
@@ -124,14 +124,12 @@ def _score_shard(
     folder: Path,
     keys: Mapping[str, str],
 ) -> Shard:
-    import duckdb
-
     images, vectors = read_embeddings(embeddings / f"{name}.parquet")
     place = {key: row for row, key in enumerate(images)}
     rows: list[tuple[str, str, str]] = []
     if images:
         # The staged pairs are sorted by key: all but this shard's row groups are passed over by their statistics.
-        with duckdb.connect() as connection:
+        with open_duckdb() as connection:
             connection.execute("SET threads = 1")
             query = f"SELECT key, uid, text FROM {parquet([judged])} WHERE key BETWEEN ? AND ? ORDER BY uid"
             found = connection.execute(query, [min(images), max(images)]).fetchall()

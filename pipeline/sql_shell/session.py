@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import duckdb
 
 from pipeline.errors import PairmillError
-from pipeline.store.sql import READING
+from pipeline.store.sql import open_duckdb
 
 Answer = TypeVar("Answer")
 
@@ -36,10 +36,9 @@ class Session:
 
     def __init__(self, catalog: Path) -> None:
         with in_duckdbs_words():
-            self.connection = duckdb.connect(str(catalog), read_only=True)
+            self.connection = open_duckdb(catalog, read_only=True)
             # A misspelt view must be an error, not the variable of this program that happens to have the name.
             self.connection.execute("SET python_enable_replacements = false")
-            self.connection.execute(READING)
 
     def __enter__(self) -> "Session":
         return self

@@ -15,7 +15,7 @@ import duckdb
 
 from pipeline.errors import PairmillError
 from pipeline.store.atomic import digest
-from pipeline.store.sql import READING
+from pipeline.store.sql import open_duckdb
 from pipeline.store.table import FAILED_SUFFIX, Table
 from pipeline.store.views import create_views
 
@@ -99,13 +99,12 @@ class Dataset:
 
         Without `images`, the views that read the images' metadata are left out: it may be damaged or about to go.
         """
-        connection = duckdb.connect()
+        connection = open_duckdb()
         try:
             # Processes that torchrun started have one each.
             spill = self.root / f".tmp{os.environ.get('RANK', '')}"
             connection.execute("SET memory_limit = ?", [memory_limit])
             connection.execute("SET temp_directory = ?", [str(spill)])
-            connection.execute(READING)
             if threads:
                 connection.execute("SET threads = ?", [threads])
             create_views(connection, self, images)
