@@ -29,7 +29,8 @@ EXPLORE_PORT = 8080
 RECIPES = Path("recipes")
 RUN_STAGES = ("train", "evaluate", "embed")
 """Whose names in --only are runs."""
-INTERRUPTED = "interrupted; what is done is kept: run it again to carry on"
+RESUMED = (*STAGES, *ASIDE, "demo", "study")
+"""Commands that carry on where an earlier call of theirs stopped."""
 DAMAGED = "\n  -> a table's file is damaged: `make verify` names it, and what makes it anew"
 ROOM = "\n  -> make room, then run it again: what is done is kept"
 
@@ -51,7 +52,7 @@ def _answered(options: argparse.Namespace, interrupts: list[int]) -> int:
     except PairmillError as error:
         return _fail(str(error))
     except KeyboardInterrupt:
-        return _fail(INTERRUPTED, 130)
+        return _interrupted(options)
     except duckdb.IOException as error:
         said = str(error).splitlines()[0]
         return _fail(said + (ROOM if os.strerror(errno.ENOSPC) in said else ""))
@@ -62,7 +63,7 @@ def _answered(options: argparse.Namespace, interrupts: list[int]) -> int:
         return _fail(f"{where}{os.strerror(error.errno)}{ROOM if error.errno == errno.ENOSPC else ''}")
     except Exception as error:
         if interrupts:  # an import that Ctrl-C broke off may fail in any way
-            return _fail(INTERRUPTED, 130)
+            return _interrupted(options)
         if _is_of_a_file(error):
             return _fail(str(error).splitlines()[0] + DAMAGED)
         raise
@@ -93,6 +94,11 @@ def _counting_interrupts() -> Iterator[list[int]]:
         yield seen
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+def _interrupted(options: argparse.Namespace) -> int:
+    carries_on = getattr(options, "command", "") in RESUMED
+    return _fail("interrupted" + ("; what is done is kept: run it again to carry on" if carries_on else ""), 130)
 
 
 def _fail(message: str, status: int = 1) -> int:

@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from pipeline import evaluations
 from pipeline.job import stamped_seconds
 from pipeline.store.atomic import write_json
 from pipeline.store.dataset import Dataset
@@ -47,13 +48,17 @@ def collect(dataset: Dataset) -> dict[str, Any]:
         run: {name: dataset.run(run).manifest.info[name] for name in ("loss_first", "loss_last")}
         for run in dataset.runs()
     }
-    summary["retrieval"] = {run: evaluation["retrieval"] for run, evaluation in evaluations(dataset).items()}
+    summary["retrieval"] = {run: found.retrieval for run, found in evaluations.by_run(dataset).items()}
     report = dataset.root / "report" / "index.html"
     summary["report"] = str(report) if report.exists() else None
     summary["warnings"] = [
         f"{name}: the model is UNTRAINED, since no weights were found; {_meaningless(value['kind'])} mean nothing"
         for name, value in summary["features"].items()
         if not value["trained"]
+    ]
+    summary["warnings"] += [
+        f"runs/{run}/{evaluations.FILE} cannot be read, so nothing is said of its retrieval: run make evaluate"
+        for run in evaluations.unread(dataset)
     ]
     return summary
 
@@ -106,21 +111,14 @@ def _seconds(dataset: Dataset) -> dict[str, float]:
         seconds["extract"] = max(dataset.features(name).manifest.seconds for name in dataset.extractors())
     if dataset.runs():
         seconds["train"] = sum(dataset.run(name).manifest.seconds for name in dataset.runs())
-    evaluated = evaluations(dataset)
+    evaluated = evaluations.by_run(dataset)
     if evaluated:
-        seconds["evaluate"] = sum(evaluation["seconds"] for evaluation in evaluated.values())
+        seconds["evaluate"] = sum(evaluation.seconds for evaluation in evaluated.values())
     for stage, product in (("catalog", dataset.catalog), ("report", dataset.root / "report" / "index.html")):
         taken = stamped_seconds(product)
         if taken is not None:
             seconds[stage] = taken
     return {stage: round(value, 2) for stage, value in seconds.items()}
-
-
-def evaluations(dataset: Dataset) -> dict[str, Any]:
-    """Run -> what `evaluate` wrote about it."""
-    paths = {run: dataset.root / "runs" / run / "evaluation.json" for run in dataset.runs()}
-    found = {run: _read_json(path) for run, path in paths.items()}
-    return {run: value for run, value in found.items() if value is not None}
 
 
 def _read_json(path: Path) -> dict[str, Any] | None:

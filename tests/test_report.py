@@ -15,8 +15,8 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from pipeline import evaluations, ingest, report, screen, summary
 from pipeline import filter as filter_stage
-from pipeline import ingest, report, screen, summary
 from pipeline.engine import engine
 from pipeline.job import UP_TO_DATE, Job
 from pipeline.recipe import Recipe
@@ -32,6 +32,7 @@ from pipeline.store.dataset import Dataset
 from pipeline.store.features import Column, ImageFeatures, write_features
 from pipeline.store.pictures import Pictures
 from pipeline.store.table import Shard
+from pipeline.store.views.thresholds import VIEWS
 from pipeline.web.image_shard import FETCHES, METADATA
 
 SCRIPT = "<script>alert(1)</script> three words"
@@ -163,6 +164,10 @@ def _add_run(dataset: Dataset, keys: list[str]) -> None:
             {"text": SCRIPT, "top": keys[:5], "right": [keys[1]]},
             {"text": "gone", "top": ["none"], "right": []},
         ],
+        "image_examples": [
+            {"image": keys[0], "top": [BREAKOUT, SCRIPT, ENDINGS, LONG, "five"], "right": ["five", SCRIPT]},
+            {"image": "none", "top": ["a", "b"], "right": [f"right {number}" for number in range(7)]},
+        ],
         "seconds": 1.0,
     }
     (table.folder / "evaluation.json").write_text(json.dumps(evaluation))
@@ -280,7 +285,7 @@ def test_nothing_is_fetched(html: str) -> None:
     assert found.references
     assert all(reference.startswith(("data:image/jpeg;base64,", "#")) for reference in found.references)
     assert {reference[1:] for reference in found.references if reference[0] == "#"} <= set(found.ids)
-    assert not {"link", "use", "image", "foreignobject", "audio", "video"}.intersection(found.tags)
+    assert not {"link", "foreignobject", "audio", "video"}.intersection(found.tags)
     assert "@import" not in html
     assert all(target.startswith("#") for target in re.findall(r"url\(([^)]*)\)", html))
 
@@ -355,9 +360,7 @@ def test_pairs_on_the_border_are_on_their_sides(made: tuple[Dataset, Recipe]) ->
         failed: dict[tuple[str, str], set[str]] = {}
         for uid, stage, rule in connection.execute("SELECT uid, stage, rule FROM verdicts").fetchall():
             failed.setdefault((stage, uid), set()).add(rule)
-        measured = {
-            stage: connection.execute(f"FROM {view}").fetchall() for stage, view in report.thresholds.VIEWS.items()
-        }
+        measured = {stage: connection.execute(f"FROM {view}").fetchall() for stage, view in VIEWS.items()}
     assert list(found) == [
         *(("screen", rule) for rule in ("min_words", "max_characters")),
         *(("filter", rule) for rule in recipe.filter.rules),
@@ -427,7 +430,7 @@ def test_a_full_album_leaves_pictures_out(made: tuple[Dataset, Recipe]) -> None:
 
 def test_pairs_that_screen_judged_are_shown_with_their_pictures(made: tuple[Dataset, Recipe], html: str) -> None:
     with made[0].connect() as connection:
-        keys = dict(connection.execute("SELECT url, key FROM images").fetchall())
+        keys = dict(connection.execute("SELECT url, key FROM images WHERE status = 'ok'").fetchall())
         near = borders(connection, has_images=True)["screen", "min_words"]
         drawn = samples.dropped(connection, True, [("screen", "min_words"), ("filter", "min_side")])
     for sample in [*near.kept, *near.dropped, *drawn["screen", "min_words"]]:
@@ -439,7 +442,7 @@ def test_pairs_that_screen_judged_are_shown_with_their_pictures(made: tuple[Data
     assert rule.count('class="thumbnail"') == len(there)
 
 
-@pytest.mark.parametrize("broken", ["{", "[]"])
+@pytest.mark.parametrize("broken", ['{"key": "key"}'])
 def test_a_broken_evaluation_is_said(made: tuple[Dataset, Recipe], html: str, broken: str) -> None:
     dataset, recipe = made
     path = dataset.run("clip").folder / "evaluation.json"
@@ -454,9 +457,112 @@ def test_a_broken_evaluation_is_said(made: tuple[Dataset, Recipe], html: str, br
     finally:
         path.write_text(old)
         report.run(_job(dataset, recipe))
-    assert "clip: its evaluation cannot be read: run make evaluate</p>" in said
-    assert "cannot be read: run" not in unsaid
-    assert "cannot be read: run" not in html
+    sentence = "runs/clip/evaluation.json cannot be read, so nothing is said of its retrieval: run make evaluate"
+    assert f"{sentence}</p>" in said
+    assert 'id="retrieval"' not in said
+    assert "cannot be read, so" not in unsaid
+    assert "cannot be read, so" not in html
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        b"\xff",
+        b"[" * 100_000,
+        b"7",
+        b"null",
+        b'{"key": "key", "seconds": 1.0}',
+        b'{"retrieval": {}}',
+        b'{"key": "key", "seconds": 1, "retrieval": {"t2i_r1": NaN}}',
+    ],
+    ids=["no text", "deep", "number", "null", "no retrieval", "no key", "no number"],
+)
+def test_a_broken_evaluation_leaves_the_run_out_of_the_summary(made: tuple[Dataset, Recipe], broken: bytes) -> None:
+    dataset, _ = made
+    path = dataset.run("clip").folder / "evaluation.json"
+    old = path.read_bytes()
+    whole = summary.collect(dataset)
+    try:
+        path.write_bytes(broken)
+        numbers = summary.collect(dataset)
+    finally:
+        path.write_bytes(old)
+    (warning,) = [text for text in numbers["warnings"] if text not in whole["warnings"]]
+    assert "runs/clip/evaluation.json" in warning
+    assert "make evaluate" in warning
+    assert (numbers["retrieval"], "evaluate" in numbers["seconds"]) == ({}, False)
+    assert (list(whole["retrieval"]), whole["seconds"]["evaluate"]) == (["clip"], 1.0)
+    printed = summary.table(numbers)
+    assert warning in printed
+    assert "retrieval: clip" not in printed
+    assert "retrieval: clip" in summary.table(whole)
+
+
+def _retrieval_section(html: str) -> str:
+    return html.split('<section id="retrieval">')[1].split("</section>")[0]
+
+
+def test_pictures_are_queries_too(html: str) -> None:
+    texts, pictures = _retrieval_section(html).split("The same pictures, side by side")
+    assert texts.count('<div class="query">') == 2
+    known, gone = pictures.split('<div class="query">')[1:]
+    assert "cannot be read" not in known
+    assert "cannot be read" in gone
+    for query, right, more, answers, found in (
+        (
+            known,
+            ["five", SCRIPT],
+            None,
+            [BREAKOUT, SCRIPT, "]]>", "wordword", "five"],
+            [False, True, False, False, True],
+        ),
+        (gone, [f"right {number}" for number in range(5)], "and 2 more", ["a", "b"], [False, False]),
+    ):
+        asked, answered = query.split('<div class="answers">')
+        items = re.findall(r"<li(.*?)>(.*?)</li>", asked, re.S)
+        assert [_References(text).text for _, text in items] == [*right, *([more] if more else [])]
+        assert [text for classes, text in items if "right" not in classes] == ([more] if more else [])
+        assert '<span class="label">clip</span>' in answered
+        items = re.findall(r"<li(.*?)>(.*?)</li>", answered, re.S)
+        assert ["right" in classes for classes, _ in items] == found
+        for (_, text), answer in zip(items, answers, strict=True):
+            assert _References(text).tags == ["bdi"]
+            assert _References(text).text.startswith(answer)
+            assert len(_References(text).text) <= report.retrieval.LONGEST_TEXT
+
+
+def test_a_picture_that_is_shown_twice_is_in_the_section_once(made: tuple[Dataset, Recipe], html: str) -> None:
+    dataset, _ = made
+    section = _retrieval_section(html)
+    evaluation = json.loads((dataset.run("clip").folder / "evaluation.json").read_text())
+    text, image = evaluation["examples"][0], evaluation["image_examples"][0]
+    shown_keys = [*text["right"], *text["top"], image["image"]]
+    stored = dict(re.findall(r'<image id="(\w+)" .*?href="(.*?)"/>', section))
+    used = re.findall(r'aria-label="picture (\d+)"><use href="#(\w+)"/>', section)
+    assert [key for key, _ in used] == shown_keys
+    album = Album(Pictures(dataset.images))
+    assert [stored[name] for _, name in used] == [album.small(key).uri for key in shown_keys]
+    assert section.count("data:image/") == len(stored) == len(set(shown_keys)) < len(shown_keys)
+
+
+def test_an_evaluation_of_before_pictures_were_queries(made: tuple[Dataset, Recipe]) -> None:
+    dataset, recipe = made
+    path = dataset.run("clip").folder / "evaluation.json"
+    old = json.loads(path.read_text())
+    del old["image_examples"]
+    kept = path.read_text()
+    try:
+        path.write_text(json.dumps(old))
+        with dataset.connect() as connection:
+            numbers = summary.collect(dataset)
+            found = evaluations.by_run(dataset)
+            html = report.page.render(**report.contents(dataset, recipe, numbers, found, connection))
+    finally:
+        path.write_text(kept)
+    section = _retrieval_section(html)
+    assert "The same texts, side by side" in section
+    assert "The same pictures" not in section
+    assert "its retrieval" not in html
 
 
 def test_stages_and_their_bytes_are_listed(made: tuple[Dataset, Recipe], html: str) -> None:

@@ -1,5 +1,6 @@
 """The page of a dataset that has more of everything than a page has room for."""
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -90,7 +91,25 @@ def _add_features(dataset: Dataset, keys: list[str]) -> None:
         writing.commit({"identity": identity})
 
 
-def _add_runs(dataset: Dataset) -> None:
+def _evaluation(random: np.random.Generator, keys: list[str]) -> dict[str, Any]:
+    """Of texts that are five times as long when they are escaped."""
+    texts = [f"{number}{chr(34) * 5000}" for number in range(100)]
+    recalls = {f"{way}_r{cut}": 0.5 for way in ("t2i", "i2t") for cut in (1, 5, 10)}
+
+    def some(answers: list[str]) -> dict[str, list[str]]:
+        found = random.permutation(answers).tolist()
+        return {"top": found[:5], "right": sorted(answers)[:10]}
+
+    return {
+        "key": "key",
+        "retrieval": recalls | {"chance_r10": 0.1},
+        "examples": [{"text": text, **some(keys)} for text in texts[:12]],
+        "image_examples": [{"image": key, **some(texts)} for key in keys[:12]],
+        "seconds": 1.0,
+    }
+
+
+def _add_runs(dataset: Dataset, keys: list[str]) -> None:
     random = np.random.default_rng(2)
     steps = np.tile(np.arange(STEPS), OBJECTIVES)
     names = np.repeat([f"loss/{'objective' * 5}{number}" for number in range(OBJECTIVES)], STEPS)
@@ -101,6 +120,7 @@ def _add_runs(dataset: Dataset) -> None:
             pq.write_table(metrics, table.folder / "metrics.parquet")
             writing.add(Shard.of(table.folder, "model", "key", ["metrics.parquet"], {}))
             writing.commit({"loss_first": 2.0, "loss_last": 1.0, "steps": STEPS})
+        (table.folder / "evaluation.json").write_text(json.dumps(_evaluation(random, keys)))
 
 
 @pytest.mark.slow
@@ -113,15 +133,17 @@ def test_a_page_stays_under_ten_megabytes(dataset: Dataset) -> None:
     for stage, run in (("screen", screen.run), ("filter", filter_stage.run)):
         run(Job(stage, recipe, dataset, engine("local", 1)))
     with dataset.connect() as connection:
-        _add_features(
-            dataset, [key for (key,) in connection.execute("SELECT DISTINCT key FROM kept ORDER BY key").fetchall()]
-        )
-    _add_runs(dataset)
+        keys = [key for (key,) in connection.execute("SELECT DISTINCT key FROM kept ORDER BY key").fetchall()]
+    _add_features(dataset, keys)
+    _add_runs(dataset, keys)
     report.run(Job("report", recipe, dataset, engine("local", 1)))
     path = dataset.root / "report" / "index.html"
     html = path.read_text()
     assert path.stat().st_size < 10_000_000
     assert 1_000_000 < sum(map(len, re.findall(r"data:image/jpeg;base64,[^\"]*", html))) <= report.pictures.ROOM
     assert html.count("<svg") > 200
+    retrieval = html.split('<section id="retrieval">')[1].split("</section>")[0]
+    assert len(retrieval) < 2_000_000
+    assert f"The first {report.retrieval.RUNS} runs&#39; best texts" in retrieval
     assert "further labels not drawn" in html
     assert re.findall(r"The (\d+) hosts with the most failures, of (\d+)", html) == [("12", "800")]

@@ -1,14 +1,14 @@
 """The stage `evaluate`: image-text retrieval on the test split, for each finished run."""
 
-import json
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from pipeline import evaluations
 from pipeline.errors import PairmillError
+from pipeline.evaluations import Evaluation, ImageQuery, TextQuery
 from pipeline.job import UP_TO_DATE, Job
 from pipeline.store.atomic import write_json
 from pipeline.store.dataset import Dataset
@@ -20,9 +20,8 @@ from trainers.saved import load_run
 from trainers.tasks.retrieval import retrieval
 from trainers.tasks.scoring import Scorer, detector_of, why_not
 
-VERSION = 2
+VERSION = 3
 
-EVALUATION = "evaluation.json"
 SPLIT = "test"
 EXAMPLES = 12
 SHOWN = 5
@@ -37,7 +36,7 @@ def run(job: Job) -> str:
     kept = job.dataset.kept_digest((SPLIT,), job.recipe.engine.memory_limit)
     for name in job.selected(list(job.recipe.train)):
         table = job.dataset.run(name)
-        path = table.folder / EVALUATION
+        path = table.folder / evaluations.FILE
         recipe = job.recipe.train[name]
         if reason := why_not(recipe.objectives):
             if name in job.only:
@@ -46,12 +45,14 @@ def run(job: Job) -> str:
             continue
         read = [recipe.features, *([recipe.objects] if recipe.text.tags and recipe.objects else [])]
         key = job.key(VERSION, table, kept, *map(job.dataset.features, read))
-        if is_current(path, key):
+        made = evaluations.read(path)
+        if made is not None and made.key == key:
             continue
         started = time.monotonic()
         store = FeatureStore(job.dataset.features(recipe.features))
         values = evaluate(job.dataset, name, store, job.recipe.engine.memory_limit)
-        write_json(path, {"key": key, **values, "seconds": round(time.monotonic() - started, 3)})
+        made = Evaluation(key=key, **values, seconds=round(time.monotonic() - started, 3))
+        write_json(path, made.model_dump(exclude_none=True))
         found = values["retrieval"]
         job.log("evaluated", run=name, **found)
         summaries.append(
@@ -61,21 +62,12 @@ def run(job: Job) -> str:
     return "; ".join(summaries) or UP_TO_DATE
 
 
-def is_current(path: Path, key: str) -> bool:
-    """Whether an evaluation is there and was made under `key`."""
-    try:
-        return bool(json.loads(path.read_text())["key"] == key)
-    except (OSError, ValueError, KeyError):
-        return False
-
-
 def evaluate(
     dataset: Dataset, name: str, store: FeatureStore, memory_limit: str = "4GB", storage: bool = True
 ) -> dict[str, Any]:
     """The finished run `name` on the test split: all its distinct images against all its distinct texts.
 
-    "retrieval" as in `trainers.tasks.retrieval`, and some "examples"; where a matching head ranks the best by cosine
-    again, "retrieval_by_cosine" is what it would be without. Without `storage` the store may hold the same features in
+    The fields of an `Evaluation` but its key and seconds. Without `storage` the store may hold the same features in
     another dtype than the one that the run was trained on, so that one can be measured against the other.
     """
     saved = load_run(dataset.run(name), store, storage)
@@ -91,7 +83,11 @@ def evaluate(
     tokens = encode(saved.tokenizer, texts, saved.recipe.text.max_tokens)
     scorer = Scorer.of(saved, store, best_device(), detector)
     scores = scorer.scores(tokens, keys)
-    found = {"retrieval": retrieval(scores, right), "examples": examples(texts, keys, scores, right)}
+    found = {
+        "retrieval": retrieval(scores, right),
+        "examples": text_queries(texts, keys, scores, right),
+        "image_examples": image_queries(texts, keys, scores, right),
+    }
     if scorer.reranked:
         found["retrieval_by_cosine"] = retrieval(scorer.scores(tokens, keys, rerank=0), right)
     return found
@@ -105,14 +101,36 @@ def truth(texts: Sequence[str], images: int, paired: Sequence[str], image_of: np
     return right
 
 
-def examples(texts: list[str], keys: list[str], scores: np.ndarray, right: np.ndarray) -> list[dict[str, Any]]:
-    """A few text queries, evenly spread over the texts: the best images' keys, best first, and the right ones."""
-    shown = np.unique(np.linspace(0, len(texts) - 1, min(EXAMPLES, len(texts))).astype(int))
+def text_queries(texts: list[str], keys: list[str], scores: np.ndarray, right: np.ndarray) -> list[TextQuery]:
+    """A few of the texts, evenly spread over them, as queries: the best images and the right ones."""
     return [
-        {
-            "text": texts[row],
-            "top": [keys[column] for column in np.argsort(-scores[row], kind="stable")[:SHOWN]],
-            "right": [keys[column] for column in np.flatnonzero(right[row])],
-        }
-        for row in shown.tolist()
+        TextQuery(text=texts[row], top=_best(keys, scores[row], right[row]), right=_those(keys, right[row]))
+        for row in _spread(len(texts))
     ]
+
+
+def image_queries(texts: list[str], keys: list[str], scores: np.ndarray, right: np.ndarray) -> list[ImageQuery]:
+    """The other way round: a few of the images, evenly spread over them, the best texts and the right ones."""
+    return [
+        ImageQuery(
+            image=keys[column],
+            top=_best(texts, scores[:, column], right[:, column]),
+            right=_those(texts, right[:, column]),
+        )
+        for column in _spread(len(keys))
+    ]
+
+
+def _spread(queries: int) -> list[int]:
+    """Which queries are examples: chosen by place alone, whatever a run makes of them, so the same for all runs."""
+    places: list[int] = np.unique(np.linspace(0, queries - 1, min(EXAMPLES, queries)).astype(int)).tolist()
+    return places
+
+
+def _best(answers: list[str], scores: np.ndarray, right: np.ndarray) -> list[str]:
+    """Best first; of answers that score the same the wrong ones, as recall counts them."""
+    return [answers[place] for place in np.lexsort((right, -scores))[:SHOWN].tolist()]
+
+
+def _those(answers: list[str], right: np.ndarray) -> list[str]:
+    return [answers[place] for place in np.flatnonzero(right).tolist()]

@@ -25,6 +25,7 @@ import pyarrow.parquet as pq
 import torch
 from pydantic import ValidationError
 
+from pipeline import evaluations
 from pipeline.engine import engine
 from pipeline.errors import PairmillError
 from pipeline.job import UP_TO_DATE, Job
@@ -227,9 +228,9 @@ def _measured(job: Job, name: str, recipe: ModelRecipe) -> Measured:
     assert recipe.batch.size
     speed = pq.read_table(table.folder / SPEED).to_pylist()
     rates = [row["value"] for row in speed if row["name"] == "samples/s"]
-    evaluation = table.folder / evaluate.EVALUATION
+    evaluation = evaluations.read(table.folder / evaluations.FILE)
     return Measured(
-        scores={} if reason else json.loads(evaluation.read_text())["retrieval"],
+        scores={} if reason or evaluation is None else evaluation.retrieval,
         parameters=table.manifest.info["parameters"],
         milliseconds=1000 * recipe.batch.size / float(np.median(rates)),
         peak_bytes=found["peak_bytes"] or float("nan"),
@@ -241,7 +242,7 @@ def _finished(table: Table, key: str, ranks: bool) -> dict[str, Any]:
     """What was measured of a run that is still there and was asked for by `key`; empty where there is none."""
     try:
         found: dict[str, Any] = json.loads((table.folder / MEASURED).read_text())
-        whole = not ranks or (table.folder / evaluate.EVALUATION).exists()
+        whole = not ranks or evaluations.read(table.folder / evaluations.FILE) is not None
         return found if whole and found["key"] == key and found["run"] == table.manifest.key else {}
     except (OSError, ValueError, KeyError, PairmillError):
         return {}

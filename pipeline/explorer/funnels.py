@@ -14,7 +14,7 @@ from typing import Any
 from pipeline.explorer.margins import beyond_measure
 from pipeline.recipe import Recipe
 from pipeline.store.sql import identifier, literal
-from pipeline.store.verdicts import EVERYTHING, Asked, asked_rules
+from pipeline.store.verdicts import Asked, asked_rules, top_cutoff
 from pipeline.store.views.thresholds import failing, looks_at_others
 
 OWN = "SELECT stage, rule, setting, pairs, failing FROM funnel ORDER BY position"
@@ -162,7 +162,7 @@ def _applied(
         note = beyond_measure(rule, entry.cutoff, row["threshold"] if row["rule"] == rule.name else math.nan)
         cutoff = f"{float(entry.cutoff)!r}::DOUBLE"
         if rule.takes == "fraction":
-            cutoff = _pool_cutoff(identifier(row["rule"]), entry.threshold)
+            cutoff = top_cutoff(identifier(row["rule"]), "reached", f"{float(entry.threshold)!r}::DOUBLE")
         return failing(rule, cutoff, row["rule"]), note
     takes = "sql" if hasattr(entry.threshold, "keep_if") else rule.takes
     wanted = (rule.stage, rule.name, takes, entry.setting)
@@ -170,13 +170,6 @@ def _applied(
         failed = f"SELECT uid FROM verdicts WHERE stage = {literal(rule.stage)} AND rule = {literal(rule.name)}"
         return f"uid IN ({failed})", ""
     return None, "unknown: it was not applied here with this setting"
-
-
-def _pool_cutoff(column: str, fraction: float) -> str:
-    """SQL of the least value that is in the top fraction of the pairs that reach the rule's stage."""
-    pool = f"FROM reached WHERE {column} IS NOT NULL"
-    rank = f"(SELECT floor(count(*)::DOUBLE * {fraction!r}::DOUBLE)::BIGINT {pool})"
-    return f"coalesce((SELECT {column} {pool} ORDER BY {column} DESC LIMIT 1 OFFSET {rank}), {EVERYTHING!r}::DOUBLE)"
 
 
 def _value(recipe: Recipe, key: str) -> Any:

@@ -11,11 +11,8 @@ from typing import Any
 import numpy as np
 
 from pipeline.rules import Rule
-from pipeline.store.sql import identifier
 from pipeline.store.verdicts import EVERYTHING
-from pipeline.store.views.thresholds import VIEWS, failing, looks_at_others, side
-
-RULES_QUERY = "SELECT stage, rule, threshold, setting, takes, measure FROM rules ORDER BY position"
+from pipeline.store.views.thresholds import Setting, looks_at_others, others_pass, side
 
 
 def beyond_measure(rule: Rule, threshold: float, now: float) -> str:
@@ -27,32 +24,6 @@ def beyond_measure(rule: Rule, threshold: float, now: float) -> str:
     return ""
 
 
-@dataclass(frozen=True)
-class Setting:
-    """A rule of the dataset that compares numbers, as the stage applied it."""
-
-    rule: Rule
-    threshold: float
-    """As the recipe has it: for a fraction that fraction."""
-    cutoff: float
-    """What is compared with."""
-
-    @property
-    def fails(self) -> str:
-        """SQL, over the stage's view, of whether a pair fails; never NULL."""
-        return failing_at(self.rule, self.cutoff)
-
-
-def failing_at(rule: Rule, cutoff: float) -> str:
-    """SQL, over the view of the rule's stage, of whether a pair fails at this cutoff; never NULL."""
-    return failing(rule, f"{float(cutoff)!r}::DOUBLE")
-
-
-def others_pass(changed: Sequence[Setting]) -> str:
-    """SQL of whether a pair fails no rule of the stage but, perhaps, these."""
-    return f"failures = {' + '.join(['0', *(f'({setting.fails})::INTEGER' for setting in changed)])}"
-
-
 def margin_query(setting: Setting) -> str:
     """SQL of the columns that `Margin` is made of: (value, passing, kept), a row a pair, in any order.
 
@@ -62,10 +33,7 @@ def margin_query(setting: Setting) -> str:
     others = others_pass([setting])
     kept = "uid IN (SELECT uid FROM kept)" if setting.rule.stage == "screen" else others
     where = "" if setting.rule.takes == "fraction" else f" WHERE {others}"
-    return (
-        f"SELECT {identifier(setting.rule.name)} AS value, {others} AS passing, {kept} AS kept "
-        f"FROM {VIEWS[setting.rule.stage]}{where}"
-    )
+    return f"SELECT {setting.column} AS value, {others} AS passing, {kept} AS kept FROM {setting.view}{where}"
 
 
 @dataclass(frozen=True)
@@ -136,32 +104,6 @@ def _within(sums: np.ndarray, places: range) -> int:
     return int(sums[places.stop] - sums[places.start]) if places else 0
 
 
-def border_query(setting: Setting, cutoff: float, pairs: int, images: bool) -> str:
-    """SQL of the pairs nearest to the cutoff on both sides: (passes, value, uid, text, url, key, content).
-
-    Nearest first, at most so many `pairs` a side, of those that fail no other rule of the stage. `key` and `content`,
-    which copies of a picture share, are NULL where there is no image, and everywhere without `images`.
-    """
-    fails, column = failing_at(setting.rule, cutoff), identifier(setting.rule.name)
-    others, view = others_pass([setting]), VIEWS[setting.rule.stage]
-    down = "DESC" if side(setting.rule) in (">", ">=") else "ASC"
-    up = "ASC" if down == "DESC" else "DESC"
-    sides = [
-        f"(SELECT {passes} AS passes, {column} AS value, uid FROM {view} WHERE {others} AND {condition} "
-        f"AND {column} IS NOT NULL ORDER BY value {order}, uid LIMIT {pairs:d})"
-        for passes, condition, order in (("true", f"NOT {fails}", down), ("false", fails, up))
-    ]
-    there = "SELECT url, key, sha256 AS content FROM images WHERE status = 'ok'"
-    found = there if images else "SELECT NULL AS url, NULL AS key, NULL AS content"
-    return (
-        f"WITH border AS ({' UNION ALL '.join(sides)}) "
-        "SELECT passes, value, uid, text, url, key, content FROM border "
-        "JOIN (SELECT uid, text, url FROM pairs) USING (uid) "
-        f"LEFT JOIN ({found}) USING (url) "
-        f"ORDER BY passes DESC, CASE WHEN passes THEN value END {down}, value {up}, uid"
-    )
-
-
 def joint_query(cutoffs: Sequence[tuple[Setting, float]], filtered: bool) -> str:
     """SQL of one row (kept, undecided): the pairs kept under all these cutoffs, and the undecided as in `Outcome`.
 
@@ -177,7 +119,7 @@ def joint_query(cutoffs: Sequence[tuple[Setting, float]], filtered: bool) -> str
 
 
 def _would_pass(cutoffs: Sequence[tuple[Setting, float]]) -> str:
-    fails = [f"NOT {failing_at(setting.rule, cutoff)}" for setting, cutoff in cutoffs]
+    fails = [f"NOT {setting.fails_at(cutoff)}" for setting, cutoff in cutoffs]
     return " AND ".join([others_pass([setting for setting, _ in cutoffs]), *fails])
 
 

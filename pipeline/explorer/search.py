@@ -20,6 +20,7 @@ from pipeline.signals.extracted import EMBEDDING, POOLED, tars, texts_table
 from pipeline.store.atomic import digest
 from pipeline.store.dataset import Dataset
 from pipeline.store.sql import parquet
+from pipeline.store.views.features import nearest_pictures
 from pipeline.weights import find
 
 Encode = Callable[[str], Sequence[float]]
@@ -40,28 +41,20 @@ class Space:
 
 def by_vector(space: Space) -> str:
     """SQL of (key, cosine, uid, text) of the pictures nearest to a vector; parameters: the vector, how many."""
-    return _nearest(
-        f"SELECT key, array_cosine_similarity(embedding, $1::FLOAT[{space.width}]) AS cosine FROM space", space
+    return nearest_pictures(
+        f"SELECT key, array_cosine_similarity(embedding, $1::FLOAT[{space.width}])::DOUBLE AS cosine "
+        f"FROM ({space.source})",
+        "$2",
     )
 
 
 def by_picture(space: Space) -> str:
     """SQL of (key, cosine, uid, text) of the pictures nearest to another; parameters: that one's key, how many."""
-    return _nearest(
-        "SELECT key, array_cosine_similarity(embedding, picture) AS cosine FROM space, "
+    return nearest_pictures(
+        f"WITH space AS ({space.source}) "
+        "SELECT key, array_cosine_similarity(embedding, picture)::DOUBLE AS cosine FROM space, "
         "(SELECT any_value(embedding) AS picture FROM space WHERE key = $1) WHERE picture IS NOT NULL",
-        space,
-    )
-
-
-def _nearest(cosines: str, space: Space) -> str:
-    """SQL of the first ones of (key, cosine), each with its first kept pair where it has one."""
-    return (
-        f"WITH space AS ({space.source}), nearest AS MATERIALIZED "
-        f"(SELECT key, cosine::DOUBLE AS cosine FROM ({cosines}) ORDER BY cosine DESC NULLS LAST, key LIMIT $2), "
-        "named AS (SELECT key, min(uid) AS uid, min_by(text, uid) AS text FROM kept SEMI JOIN nearest USING (key) "
-        "GROUP BY key) "
-        "SELECT key, cosine, uid, text FROM nearest LEFT JOIN named USING (key) ORDER BY cosine DESC NULLS LAST, key"
+        "$2",
     )
 
 

@@ -4,18 +4,17 @@ import asyncio
 import json
 import math
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from pipeline.errors import PairmillError
-from pipeline.explorer.margins import Margin, Setting, margin_query
-from pipeline.rules import RULES
+from pipeline.explorer.margins import Margin, margin_query
 from pipeline.store.verdicts import EVERYTHING
-from pipeline.store.views.thresholds import side
+from pipeline.store.views.thresholds import Setting, side
 
 if TYPE_CHECKING:
     from pipeline.explorer.explorer import Explorer
@@ -25,18 +24,6 @@ STOPS = 120
 _MOST_WHOLE = 200
 _SKEWED = 100
 """From this ratio of the greatest to the least value on, places are spread by ratio and not by difference."""
-
-
-def settings_of(rows: Sequence[Mapping[str, Any]]) -> list[Setting]:
-    """Those of the rows of `margins.RULES_QUERY` that compare numbers, in their order."""
-    found = []
-    for row in rows:
-        rule, cutoff = RULES.get(str(row["rule"])), row["threshold"]
-        if rule is not None and cutoff is not None and row["takes"] in ("number", "fraction"):
-            # `rules` has of a fraction the cutoff, and in words "0.3 (from 0.2731 up)".
-            threshold = float(str(row["setting"]).split()[0]) if rule.takes == "fraction" else float(cutoff)
-            found.append(Setting(rule, threshold, float(cutoff)))
-    return found
 
 
 def stops(margin: Margin) -> np.ndarray:

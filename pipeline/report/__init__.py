@@ -11,7 +11,8 @@ from typing import Any
 
 import duckdb
 
-from pipeline import summary
+from pipeline import evaluations, summary
+from pipeline.evaluations import Evaluation
 from pipeline.job import UP_TO_DATE, Job, is_stamped, stamp
 from pipeline.recipe import Recipe
 from pipeline.report import (
@@ -36,7 +37,7 @@ from pipeline.store.atomic import replacing
 from pipeline.store.dataset import Dataset
 from pipeline.store.pictures import Pictures
 
-VERSION = 4
+VERSION = 5
 LONGEST_RECIPE = 100_000
 """Characters: a recipe may list all hosts of the web."""
 
@@ -45,17 +46,16 @@ def run(job: Job) -> str:
     dataset = job.dataset
     dataset.pairs.manifest  # noqa: B018 - says that `ingest` must run first
     path = dataset.root / "report" / "index.html"
-    evaluations = summary.evaluations(dataset)
-    unread = unread_evaluations(dataset, evaluations)
+    evaluated = evaluations.by_run(dataset)
+    told = {run: evaluation.model_dump() for run, evaluation in evaluated.items()}
     tables = dataset.data_tables() + [dataset.run(name) for name in dataset.runs()]
-    key = job.key(VERSION, job.recipe, evaluations, unread, *tables)
+    key = job.key(VERSION, job.recipe, told, evaluations.unread(dataset), *tables)
     if is_stamped(path, key):
         return UP_TO_DATE
     started = time.monotonic()
     numbers = summary.collect(dataset)
-    numbers["warnings"] += [f"{run}: its evaluation cannot be read: run make evaluate" for run in unread]
     with dataset.connect(job.recipe.engine.memory_limit, job.engine.workers) as connection:
-        html = page.render(**contents(dataset, job.recipe, numbers, evaluations, connection))
+        html = page.render(**contents(dataset, job.recipe, numbers, evaluated, connection))
     with replacing(path) as partial:
         partial.write_text(html, encoding="utf-8")
     stamp(path, key, time.monotonic() - started)
@@ -66,7 +66,7 @@ def contents(
     dataset: Dataset,
     recipe: Recipe,
     numbers: dict[str, Any],
-    evaluations: dict[str, Any],
+    evaluated: dict[str, Evaluation],
     connection: duckdb.DuckDBPyConnection,
 ) -> dict[str, Any]:
     """What the template shows. The numbers are those of the summary; the rest is samples of what they count."""
@@ -80,6 +80,8 @@ def contents(
         for step in steps
         if step.dropped and step.stage in ("screen", "filter") and not _has_dropped(borders, step)
     ]
+    album = Album(Pictures(dataset.images)) if images else None
+    comparisons = retrieval.comparisons(evaluated)
     # The time that an earlier report took is no fact about the data; with it, no two pages would be equal.
     seconds = {stage: value for stage, value in numbers["seconds"].items() if stage != "report"}
     return {
@@ -97,8 +99,8 @@ def contents(
         "quarantine": samples.quarantine(connection),
         "distributions": distributions.drawings(dataset, connection),
         "words": words.words(connection),
-        "clusters": clusters.clusters(dataset, connection) if dataset.filtered.exists else None,
-        "album": Album(Pictures(dataset.images)) if images else None,
+        "clusters": clusters.clusters(dataset, connection) if images else None,
+        "album": album,
         "features": {name: dataset.features(name).manifest.info["identity"] for name in dataset.extractors()},
         "labels": labels.labels(dataset, connection),
         "regions": boxes.collect(dataset, connection),
@@ -106,21 +108,13 @@ def contents(
             name: curves.of_run(dataset.run(name), draw=place < curves.RUNS)
             for place, name in enumerate(dataset.runs())
         },
-        "retrieval": retrieval.rows(evaluations),
-        "comparisons": retrieval.comparisons(evaluations),
+        "retrieval": retrieval.rows(evaluated),
+        "comparisons": comparisons,
+        "gallery": retrieval.Gallery(album, comparisons) if album else None,
         "costs": cost.costs(dataset, connection, seconds),
         "recipe": toml(recipe.model_dump(mode="json", exclude_none=True)),
         "longest_recipe": LONGEST_RECIPE,
     }
-
-
-def unread_evaluations(dataset: Dataset, evaluations: dict[str, Any]) -> list[str]:
-    """The runs whose evaluation is there and broken."""
-    return [
-        run
-        for run in dataset.runs()
-        if run not in evaluations and (dataset.run(run).folder / "evaluation.json").exists()
-    ]
 
 
 def _has_dropped(borders: dict[tuple[str, str], thresholds.Border], step: funnel.Step) -> bool:

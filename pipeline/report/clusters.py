@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import duckdb
 
 from pipeline.store.dataset import Dataset
-from pipeline.store.sql import parquet
+from pipeline.store.views.duplicates import create_duplicates_view
 
 CLUSTERS = 8
 MEMBERS = 7
@@ -39,13 +39,10 @@ class Clusters:
 
 def clusters(dataset: Dataset, connection: duckdb.DuckDBPyConnection) -> Clusters | None:
     """None where the recipe does not ask for near-duplicates, or there are none. Copies of a file count once."""
-    found = dataset.signals("duplicates", "filter")
-    if not found.exists or "near_duplicates" not in dataset.filtered.manifest.info["rules"]:
-        return None
+    create_duplicates_view(connection, dataset)
     connection.execute(
-        "CREATE OR REPLACE TEMP TABLE alike AS SELECT duplicate_of AS stays, min(key) AS key, "
-        f"any_value(duplicate_distance)::INTEGER AS distance FROM {parquet(found.paths('.parquet'))} "
-        "JOIN (SELECT key, sha256 FROM images) USING (key) GROUP BY duplicate_of, sha256"
+        "CREATE OR REPLACE TEMP TABLE alike AS SELECT stays, min(key) AS key, any_value(distance) AS distance "
+        "FROM duplicates JOIN (SELECT key, sha256 FROM images) USING (key) WHERE NOT same_bytes GROUP BY stays, sha256"
     )
     ((fallen, number),) = connection.execute("SELECT count(*), count(DISTINCT stays) FROM alike").fetchall()
     if not fallen:

@@ -4,7 +4,7 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from pipeline.report.retrieval import CUTS, WAYS
+from pipeline.report.retrieval import CUTS, LONGEST_TEXT, RUNS, SHOWN, WAYS
 from pipeline.report.wording import count, percent, quantity, shown, size
 
 
@@ -17,5 +17,5 @@ def render(**contents: Any) -> str:
         lstrip_blocks=True,
     )
     environment.filters |= {"shown": shown, "quantity": quantity, "count": count, "percent": percent, "size": size}
-    environment.globals |= {"CUTS": CUTS, "WAYS": WAYS}
+    environment.globals |= {"CUTS": CUTS, "WAYS": WAYS, "RUNS": RUNS, "SHOWN": SHOWN, "LONGEST_TEXT": LONGEST_TEXT}
     return environment.get_template("page.html.j2").render(contents)

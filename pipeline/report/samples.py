@@ -83,7 +83,8 @@ def dropped(
         f"ORDER BY {order('uid')}, uid LIMIT {DROPPED * SPARE})"
         for stage, rule in rules
     ]
-    join = "LEFT JOIN (SELECT url, key, sha256 FROM images) AS images USING (url)" if has_images else ""
+    there = "SELECT url, key, sha256 FROM images WHERE status = 'ok'"
+    join = f"LEFT JOIN ({there}) AS images USING (url)" if has_images else ""
     key = "images.key, images.sha256" if has_images else "NULL, NULL"
     rows = connection.execute(
         f"""WITH drawn AS MATERIALIZED ({" UNION ALL ".join(draws)})

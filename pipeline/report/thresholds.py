@@ -1,17 +1,16 @@
 """Each rule that compares numbers: all that it measured, its threshold, and the pairs on either side of it."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import duckdb
 
 from pipeline.report import charts, histograms
 from pipeline.report.charts import Chart
-from pipeline.report.samples import SPARE, Sample, distinct, looks, order
+from pipeline.report.samples import SPARE, Sample, distinct, looks
 from pipeline.report.wording import shown
-from pipeline.rules import RULES
-from pipeline.store.sql import identifier
-from pipeline.store.views.thresholds import VIEWS, failing, side
+from pipeline.rules import Rule
+from pipeline.store.sql import named_rows
+from pipeline.store.views.thresholds import RULES_QUERY, Setting, borders_query, others_pass, settings_of, side
 
 BORDER = 10
 COLOURS = [charts.KEPT, charts.KEPT_SOFT, charts.DROPPED, charts.DROPPED_SOFT]
@@ -52,38 +51,6 @@ MEASURED = {
 
 
 @dataclass(frozen=True)
-class Judged:
-    """A rule of a stage with the number that it compares with. `column` is that of its values in its stage's view."""
-
-    stage: str
-    rule: str
-    threshold: float
-
-    @property
-    def column(self) -> str:
-        return identifier(self.rule)
-
-    @property
-    def measured(self) -> str:
-        measure = RULES[self.rule].measure
-        return MEASURED.get(measure, shown(measure.replace("_", " "), 40))
-
-    @property
-    def side(self) -> str:
-        return side(RULES[self.rule])
-
-    @property
-    def fails(self) -> str:
-        """SQL of whether a pair fails; a pair without a value does not."""
-        return failing(RULES[self.rule], repr(self.threshold))
-
-    @property
-    def left_closed(self) -> bool:
-        """Whether what equals the threshold is on the same side as what is greater."""
-        return self.side in ("<", ">=")
-
-
-@dataclass(frozen=True)
 class Border:
     """A rule's histogram (None where nothing was measured) and the nearest pairs on both sides of its threshold.
 
@@ -96,60 +63,39 @@ class Border:
     dropped: list[Sample] = field(default_factory=list)
 
 
-def judged(connection: duckdb.DuckDBPyConnection) -> list[Judged]:
-    """The recipe's rules that compare numbers, in their order."""
-    rows = connection.execute(
-        "SELECT stage, rule, threshold FROM rules WHERE takes IN ('number', 'fraction') AND threshold IS NOT NULL "
-        "AND stage IN ('screen', 'filter') ORDER BY position"
-    ).fetchall()
-    return [Judged(*row) for row in rows if row[1] in RULES]
-
-
 def borders(connection: duckdb.DuckDBPyConnection, has_images: bool) -> dict[tuple[str, str], Border]:
     """(stage, rule) -> its border, in the order of the rules."""
-    rules = judged(connection)
-    near = _nearest(connection, rules, has_images)
-    found = {}
-    for rule in rules:
-        others = f"failures = ({rule.fails})::INTEGER"
-        groups = [f"NOT {rule.fails} AND {others}", f"NOT {rule.fails}", others, "true"]
-        bars = histograms.histogram(
-            connection, VIEWS[rule.stage], rule.column, groups, rule.threshold, rule.left_closed
-        )
-        title = f"{shown(rule.rule)}: what was measured"
-        names = [group.format(rule.stage) for group in GROUPS]
-        drawing = histograms.chart(bars, title, COLOURS, names, measured=rule.measured) if bars else None
-        kept, dropped = (near.get((rule.stage, rule.rule, side), []) for side in (False, True))
-        found[rule.stage, rule.rule] = Border(drawing, histograms.remarks(bars) if bars else [], kept, dropped)
+    settings = settings_of(named_rows(connection, RULES_QUERY))
+    near = _nearest(connection, settings, has_images)
+    found: dict[tuple[str, str], Border] = {}
+    for setting in settings:
+        stage, rule, fails = setting.rule.stage, setting.rule.name, setting.fails
+        others = others_pass([setting])
+        groups = [f"NOT {fails} AND {others}", f"NOT {fails}", others, "true"]
+        left_closed = side(setting.rule) in ("<", ">=")  # what equals the cutoff goes with what is greater
+        bars = histograms.histogram(connection, setting.view, setting.column, groups, setting.cutoff, left_closed)
+        title = f"{shown(rule)}: what was measured"
+        names = [group.format(stage) for group in GROUPS]
+        drawing = histograms.chart(bars, title, COLOURS, names, measured=_measured(setting.rule)) if bars else None
+        kept, dropped = (near.get((stage, rule, passes), []) for passes in (True, False))
+        found[stage, rule] = Border(drawing, histograms.remarks(bars) if bars else [], kept, dropped)
     return found
 
 
+def _measured(rule: Rule) -> str:
+    return MEASURED.get(rule.measure, shown(rule.measure.replace("_", " "), 40))
+
+
 def _nearest(
-    connection: duckdb.DuckDBPyConnection, rules: list[Judged], has_images: bool
-) -> Mapping[tuple[str, str, bool], list[Sample]]:
-    """(stage, rule, whether dropped) -> the pairs nearest to the threshold on that side, no two that look the same."""
-    if not rules:
+    connection: duckdb.DuckDBPyConnection, settings: list[Setting], has_images: bool
+) -> dict[tuple[str, str, bool], list[Sample]]:
+    """(stage, rule, whether it passes) -> the pairs nearest to the cutoff there, no two that look the same."""
+    if not settings:
         return {}
-    drawn = [
-        f"""(SELECT {number} AS number, {dropped} AS dropped, uid, {rule.column} AS value FROM {VIEWS[rule.stage]}
-             WHERE failures = {int(dropped)} AND {rule.fails} = {dropped} AND isfinite({rule.column})
-             ORDER BY abs({rule.column} - {rule.threshold!r}), {order("uid")}, uid LIMIT {BORDER * SPARE})"""
-        for number, rule in enumerate(rules)
-        for dropped in (False, True)
-    ]
-    key = "images.key, images.sha256" if has_images else "NULL, NULL"
-    join = "LEFT JOIN (SELECT url, key, sha256 FROM images) AS images USING (url)" if has_images else ""
-    # The drawn pairs are few: the texts are looked up once, for all rules together.
-    rows = connection.execute(
-        f"""WITH drawn AS MATERIALIZED ({" UNION ALL ".join(drawn)})
-            SELECT number, dropped, uid, url, text, {key}, value
-            FROM drawn JOIN (SELECT uid, url, text FROM pairs) AS pairs USING (uid) {join}
-            ORDER BY number, dropped, abs(value - [{", ".join(repr(rule.threshold) for rule in rules)}][number + 1]),
-                     {order("uid")}, uid"""
-    ).fetchall()
+    query = borders_query([(setting, setting.cutoff) for setting in settings], BORDER * SPARE, has_images)
     groups: dict[tuple[str, str, bool], list[Sample]] = {}
-    for number, dropped, uid, url, text, image, content, value in rows:
-        rule = rules[number]
-        sample = Sample(uid, url, text, image, value=value, content=content)
-        groups.setdefault((rule.stage, rule.rule, dropped), []).append(sample)
+    for row in named_rows(connection, query):
+        rule = settings[row["place"]].rule
+        sample = Sample(row["uid"], row["url"], row["text"], row["key"], value=row["value"], content=row["content"])
+        groups.setdefault((rule.stage, rule.name, row["passes"]), []).append(sample)
     return {at: distinct(group, looks(at[0]), BORDER) for at, group in groups.items()}

@@ -54,6 +54,13 @@ def write_parquet(connection: duckdb.DuckDBPyConnection, query: str, path: Path)
     connection.execute(f"COPY ({query}) TO {literal(path)} ({form})")
 
 
+def named_rows(connection: duckdb.DuckDBPyConnection, query: str) -> list[dict[str, Any]]:
+    """A query's rows, each by the names of its columns."""
+    connection.execute(query)
+    names = [name for name, *_ in connection.description or ()]
+    return [dict(zip(names, row, strict=True)) for row in connection.fetchall()]
+
+
 def number(connection: duckdb.DuckDBPyConnection, query: str) -> int:
     """The single whole number that a query gives."""
     # `fetchone` leaves the result open, and the connection busy: what is asked next may be refused.

@@ -55,19 +55,26 @@ def asked_rules(stage: str, rules: Mapping[str, Any]) -> list[Asked]:
 
 
 def with_cutoffs(asked: Sequence[Asked], connection: duckdb.DuckDBPyConnection, relation: str) -> list[Asked]:
-    """Find the cutoff of every rule that keeps a top fraction of `relation`'s pairs.
-
-    DataComp's: of n scores in descending order, that at rank int(n * fraction); what equals it is kept.
-    """
+    """Find the cutoff of every rule that keeps a top fraction of `relation`'s pairs."""
     found = []
     for entry in asked:
         if entry.rule.takes == "fraction":
-            scores = f"SELECT {entry.rule.value} AS score FROM {relation} WHERE {entry.rule.value} IS NOT NULL"
-            rank = int(number(connection, f"SELECT count(*) FROM ({scores})") * entry.threshold)
-            rows = connection.execute(f"{scores} ORDER BY score DESC LIMIT 1 OFFSET {rank}").fetchall()
-            entry = Asked(entry.rule, entry.threshold, rows[0][0] if rows else EVERYTHING)
+            query = f"SELECT {top_cutoff(entry.rule.value, relation, repr(float(entry.threshold)))}"
+            rows: Any = connection.execute(query).fetchall()
+            entry = Asked(entry.rule, entry.threshold, rows[0][0])
         found.append(entry)
     return found
+
+
+def top_cutoff(value: str, relation: str, fraction: str) -> str:
+    """SQL of the least `value` that is in the top fraction of those that `relation` has; EVERYTHING for all of them.
+
+    DataComp's: of n values in descending order, that at rank int(n * fraction); what equals it is kept.
+    """
+    values = f"FROM {relation} WHERE {value} IS NOT NULL"
+    rank = f"(SELECT floor(count(*)::DOUBLE * {fraction})::BIGINT {values})"
+    least = f"SELECT {value} AS value {values} ORDER BY value DESC LIMIT 1 OFFSET {rank}"
+    return f"coalesce(({least})::DOUBLE, {EVERYTHING!r}::DOUBLE)"
 
 
 def _judging(asked: Sequence[Asked], relation: str) -> str:

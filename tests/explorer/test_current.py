@@ -19,12 +19,12 @@ from pipeline.explorer import current
 from pipeline.explorer.current import UNJUDGED, Current
 from pipeline.explorer.explorer import Explorer
 from pipeline.explorer.latest import ending_with_page
-from pipeline.explorer.margins import RULES_QUERY
-from pipeline.explorer.thresholds import held_margin, settings_of
+from pipeline.explorer.thresholds import held_margin
 from pipeline.explorer.visitors import Visitors
 from pipeline.job import Job
 from pipeline.recipe import load
 from pipeline.store.dataset import Dataset
+from pipeline.store.views.thresholds import RULES_QUERY, settings_of
 
 
 @pytest.fixture

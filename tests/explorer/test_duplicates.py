@@ -1,6 +1,5 @@
 """Groups of pictures that are one: against the signals and the metadata by hand, and the page in a browser."""
 
-import shutil
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from made_dataset import Image, jpeg, made_dataset, run_filter, signal
 from playwright.sync_api import Page, expect
 
 from pipeline.catalog import refresh
-from pipeline.explorer.duplicates import groups_query, near_files, pictures_query
+from pipeline.explorer.duplicates import GROUPS, LOOKED_FOR, PICTURES
 from pipeline.store.dataset import Dataset
 
 
@@ -57,23 +56,24 @@ def test_groups_are_what_the_signals_say_with_and_without_near_ones(tmp_path: Pa
     dataset = made_dataset(tmp_path / "data", [(url, "one two") for url in urls], [images[:4], images[4:]])
     run_filter(dataset, {"near_duplicates": 2})
     assert [len(group) for group in by_hand(dataset, True)] == [5, 2, 2]
-    for near in (near_files(dataset), []):
-        expected = by_hand(dataset, bool(near))
-        groups = asked(dataset, groups_query(near), 100, 0)
-        found = defaultdict(list)
-        for row in asked(dataset, pictures_query(near), [row["group"] for row in groups]):
-            found[row["group"]].append(row)
-        assert sorted(map(sorted, expected)) == sorted(sorted(row["key"] for row in rows) for rows in found.values())
+    for near in (True, False):
+        if not near:
+            run_filter(dataset, {})
+        expected = by_hand(dataset, near)
+        assert asked(dataset, LOOKED_FOR) == [{"near": near}]
+        groups = asked(dataset, GROUPS, 100, 0)
+        found = {row["group"]: [row["group"]] for row in groups}
+        distances = defaultdict(list)
+        for row in asked(dataset, PICTURES, list(found)):
+            found[row["group"]].append(row["key"])
+            distances[row["group"]].append(row["distance"])
+            assert row["distance"] == 0 or not row["same_bytes"]
+        assert sorted(map(sorted, expected)) == sorted(map(sorted, found.values()))
         assert [row["pictures"] for row in groups] == [len(group) for group in expected]
         assert {row["groups"] for row in groups} == {len(expected)}
         assert {row["fell"] for row in groups} == {sum(map(len, expected)) - len(expected)}
-        for rows in found.values():
-            assert rows[0]["stays"]
-            assert [row["distance"] for row in rows] == sorted(row["distance"] for row in rows)
-        assert len(asked(dataset, groups_query(near), 2, 1)) == min(2, len(expected) - 1)
-    assert near_files(dataset)
-    shutil.rmtree(dataset.signals("duplicates", "filter").folder)
-    assert near_files(dataset) == []
+        assert all(found == sorted(found) for found in distances.values())
+        assert len(asked(dataset, GROUPS, 2, 1)) == min(2, len(expected) - 1)
 
 
 def test_the_page_shows_strips_with_distances_and_texts(page: Page) -> None:

@@ -14,10 +14,10 @@ from pipeline import filter, screen
 from pipeline.catalog import refresh
 from pipeline.engine import engine
 from pipeline.explorer.funnels import OWN, Funnel, Plan, own_funnel
-from pipeline.explorer.margins import RULES_QUERY
 from pipeline.job import Job
 from pipeline.recipe import Recipe, load
 from pipeline.store.dataset import Dataset
+from pipeline.store.views.thresholds import RULES_QUERY
 
 
 def rows(dataset: Dataset, query: str) -> list[dict[str, Any]]:

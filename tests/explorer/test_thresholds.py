@@ -12,9 +12,10 @@ from world import FILTER, FRACTION, SCREEN, THRESHOLD, Corpus, corpora
 
 from pipeline.explorer import margins
 from pipeline.explorer.margins import Margin
-from pipeline.explorer.thresholds import Histogram, fragment, histogram, settings_of, stops
+from pipeline.explorer.thresholds import Histogram, fragment, histogram, stops
 from pipeline.recipe import load
-from pipeline.store.views.thresholds import side
+from pipeline.store.sql import named_rows
+from pipeline.store.views.thresholds import borders_query, settings_of, side
 
 
 def margin_of(corpus: Corpus, rule: str) -> Margin:
@@ -60,26 +61,30 @@ def test_several_thresholds_at_once_keep_what_a_count_by_hand_says(corpus: Corpu
 
 
 @settings(max_examples=80, deadline=None)
-@given(corpora(), st.sampled_from(SCREEN + FILTER[:-1]), THRESHOLD)
-def test_the_border_has_the_nearest_of_both_sides(corpus: Corpus, rule: str, threshold: float) -> None:
-    setting = next(setting for setting in corpus.settings() if setting.rule.name == rule)
-    rows = corpus.connect().execute(margins.border_query(setting, threshold, 2, True)).fetchall()
-    of_screen = rule in SCREEN
-    rules = corpus.screen if of_screen else corpus.filter
-    judged = dict(corpus.screened) if of_screen else {uid: corpus.filtered[uid] for uid in corpus.seen}
+@given(corpora(), st.lists(st.tuples(st.sampled_from(SCREEN + FILTER[:-1]), THRESHOLD), min_size=1, max_size=3))
+def test_borders_have_the_nearest_of_both_sides(corpus: Corpus, chosen: list[tuple[str, float]]) -> None:
+    by_rule = {setting.rule.name: setting for setting in corpus.settings()}
+    query = borders_query([(by_rule[rule], threshold) for rule, threshold in chosen], 2, True)
+    rows = named_rows(corpus.connect(), query)
     pool = [corpus.filtered[uid] for uid in corpus.seen]
-    near: dict[bool, list[tuple[float, str]]] = {True: [], False: []}
-    for uid, values in judged.items():
-        value = values[rule]
-        if value is not None and not set(corpus.fails(rules, values, pool)) - {rule}:
-            passes = not corpus.fails({rule: threshold}, values, pool)
-            near[passes].append((abs(value - threshold), uid))
-    expected = [(passes, uid) for passes in (True, False) for _, uid in sorted(near[passes])[:2]]
-    assert [(row[0], row[2]) for row in rows] == expected
-    for _, _, uid, text, url, key, content in rows:
-        assert (text, url) == (f"of {uid}", f"url {uid}")
+    expected = []
+    for place, (rule, threshold) in enumerate(chosen):
+        of_screen = rule in SCREEN
+        rules = corpus.screen if of_screen else corpus.filter
+        judged = dict(corpus.screened) if of_screen else {uid: corpus.filtered[uid] for uid in corpus.seen}
+        near: dict[bool, list[tuple[float, str]]] = {True: [], False: []}
+        for uid, values in judged.items():
+            value = values[rule]
+            if value is not None and not set(corpus.fails(rules, values, pool)) - {rule}:
+                passes = not corpus.fails({rule: threshold}, values, pool)
+                near[passes].append((abs(value - threshold), uid))
+        expected += [(place, passes, uid) for passes in (True, False) for _, uid in sorted(near[passes])[:2]]
+    assert [(row["place"], row["passes"], row["uid"]) for row in rows] == expected
+    for row in rows:
+        uid = row["uid"]
+        assert (row["text"], row["url"]) == (f"of {uid}", f"url {uid}")
         there = uid in corpus.passing(corpus.screen) and uid not in corpus.failed
-        assert (key, content) == ((f"key {uid}", f"content {uid}") if there else (None, None))
+        assert (row["key"], row["content"]) == ((f"key {uid}", f"content {uid}") if there else (None, None))
 
 
 @settings(max_examples=100, deadline=None)

@@ -14,11 +14,11 @@ from pipeline import filter, screen
 from pipeline.catalog import refresh
 from pipeline.engine import engine
 from pipeline.explorer import margins
-from pipeline.explorer.margins import Margin, Setting
-from pipeline.explorer.thresholds import settings_of
+from pipeline.explorer.margins import Margin
 from pipeline.job import Job
 from pipeline.recipe import Recipe, load
 from pipeline.store.dataset import Dataset
+from pipeline.store.views.thresholds import RULES_QUERY, Setting, settings_of
 
 
 def rows(connection: duckdb.DuckDBPyConnection, query: str) -> list[dict[str, Any]]:
@@ -37,7 +37,7 @@ def copied(made: Path, tmp_path: Path) -> Dataset:
 
 def measured(dataset: Dataset) -> dict[str, Margin]:
     with duckdb.connect(str(dataset.catalog), read_only=True) as connection:
-        found = settings_of(rows(connection, margins.RULES_QUERY))
+        found = settings_of(rows(connection, RULES_QUERY))
         return {
             setting.rule.name: Margin.of(setting, connection.execute(margins.margin_query(setting)).fetchnumpy())
             for setting in found

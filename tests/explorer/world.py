@@ -8,8 +8,8 @@ import duckdb
 import pyarrow as pa
 from hypothesis import strategies as st
 
-from pipeline.explorer.margins import Setting
 from pipeline.rules import RULES
+from pipeline.store.views.thresholds import Setting
 
 Values = Mapping[str, float | None]
 _FAILS = {

@@ -69,7 +69,7 @@ def make(folder: Path) -> Dataset:
             "name": "asked",
             "ingest": {"inputs": [str(folder / "list.csv")], "shards": 2},
             "screen": {"rules": {"max_images_per_text": 20, "min_words": 3, "max_words": 8}},
-            "filter": {"rules": {"side_above": 200, "max_copies": 1}},
+            "filter": {"rules": {"side_above": 200, "max_copies": 1, "near_duplicates": 2}},
             "split": {"train": 0.5, "validation": 0.25, "test": 0.25},
             "train": {"clip": _TOWERS},
         }
@@ -91,7 +91,9 @@ def make(folder: Path) -> Dataset:
 
 
 def _download(dataset: Dataset, urls: list[str], random: np.random.Generator) -> None:
-    pictures = [jpeg(random.integers(0, 256, (16, 16, 3), np.uint8)) for _ in urls]
+    noise = [random.integers(0, 250, (16, 16, 3), np.uint8) for _ in urls]
+    noise[15] = noise[19] + np.uint8(2)  # a near-duplicate
+    pictures = [jpeg(pixels) for pixels in noise]
     pictures[7] = pictures[8]  # a copy
     images = [
         Image(url, status="http_404")

@@ -1,11 +1,12 @@
 from itertools import permutations
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trainers.evaluate import examples, truth
+from trainers.evaluate import EXAMPLES, SHOWN, image_queries, text_queries, truth
 from trainers.tasks.retrieval import chance, recall, retrieval
 
 
@@ -55,4 +56,47 @@ def test_both_ways_and_shared_texts() -> None:
     assert values["t2i_r1"] == 0.5
     assert values["i2t_r1"] == pytest.approx(2 / 3)
     assert (values["texts"], values["images"]) == (2, 3)
-    assert examples(texts, keys, scores, right)[0] == {"text": "a cat", "top": ["2", "1", "0"], "right": ["0", "2"]}
+    text, image = text_queries(texts, keys, scores, right)[0], image_queries(texts, keys, scores, right)[1]
+    assert text.model_dump() == {"text": "a cat", "top": ["2", "1", "0"], "right": ["0", "2"]}
+    assert image.model_dump() == {"image": "1", "top": ["a dog", "a cat"], "right": ["a dog"]}
+
+
+@given(st.integers(0, 10**6), st.integers(1, EXAMPLES), st.integers(1, 25))
+@settings(max_examples=60, deadline=None)
+def test_examples_are_what_recall_counts(seed: int, few: int, many: int) -> None:
+    """Where there are no more queries than examples, also where scores are the same: best first by a sorted list."""
+    numbers = np.random.default_rng(seed)
+    for texts, images in ((few, many), (many, few)):
+        scores = numbers.integers(0, 4, (texts, images)).astype(np.float32)
+        right = numbers.random(scores.shape) < 0.2
+        right[0, :] = right[:, 0] = True
+        captions, keys = [f"text {row:02d}" for row in range(texts)], [f"{column:08d}" for column in range(images)]
+        if texts == few:
+            found: list[Any] = text_queries(captions, keys, scores, right)
+            queries, answers, values, truths = captions, keys, scores, right
+            asked = [example.text for example in found]
+        else:
+            found = image_queries(captions, keys, scores, right)
+            queries, answers, values, truths = keys, captions, scores.T, right.T
+            asked = [example.image for example in found]
+        assert asked == queries
+        hits = [bool(set(example.top) & set(example.right)) for example in found]
+        assert np.mean(hits) == pytest.approx(recall(values, truths).reached[SHOWN])
+        for row, example in enumerate(found):
+            places = sorted(range(len(answers)), key=lambda place, row=row: (-values[row, place], truths[row, place]))
+            assert example.top == [answers[place] for place in places[:SHOWN]]
+            assert example.right == [answers[place] for place in range(len(answers)) if truths[row, place]]
+
+
+@given(st.integers(EXAMPLES, 400), st.integers(0, 10**6))
+@settings(max_examples=30, deadline=None)
+def test_examples_stand_at_even_steps_whatever_the_scores(many: int, seed: int) -> None:
+    names = [f"{number:08d}" for number in range(many)]
+    chosen = []
+    for scores in (np.zeros((many, many), np.float32), np.random.default_rng(seed).random((many, many), np.float32)):
+        right = np.eye(many, dtype=bool)
+        chosen.append([int(query.text) for query in text_queries(names, names, scores, right)])
+        chosen.append([int(query.image) for query in image_queries(names, names, scores, right)])
+    assert chosen == chosen[:1] * 4
+    assert (chosen[0][0], chosen[0][-1], len(chosen[0])) == (0, many - 1, EXAMPLES)
+    assert np.ptp(np.diff(chosen[0])) <= 1

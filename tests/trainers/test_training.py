@@ -147,6 +147,16 @@ def test_train_and_evaluate(tmp_path: Path) -> None:
     found = json.loads((dataset.run("dual").folder / "evaluation.json").read_text())
     assert found["retrieval"]["t2i_r10"] > found["retrieval"]["chance_t2i_r10"] + 0.1
     assert len(found["examples"][0]["top"]) == 5
+    texts = {example["text"] for example in found["examples"]}
+    assert len(texts) == len({example["image"] for example in found["image_examples"]}) == 12
+    assert {len(example["top"]) for example in found["image_examples"]} == {5}
+
+    # One that lost what it must hold is made anew, though it was made of the same.
+    path = dataset.run("dual").folder / "evaluation.json"
+    path.write_text(json.dumps({"key": found["key"]}))
+    assert evaluate.run(job(dataset, "evaluate")).startswith("dual: ")
+    again = json.loads(path.read_text())
+    assert again | {"seconds": 0} == found | {"seconds": 0}
 
     # Another seed makes another run, and its evaluation is made anew; the other runs stay.
     changed = RUNS | {"co": RUNS["co"].model_copy(update={"seed": 5})}

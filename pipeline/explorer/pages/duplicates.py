@@ -6,7 +6,7 @@ from typing import Any
 from nicegui import ui
 
 from pipeline.errors import PairmillError
-from pipeline.explorer.duplicates import MOST, REMEDY, groups_query, near_files, pictures_query
+from pipeline.explorer.duplicates import GROUPS, LOOKED_FOR, MOST, PICTURES, REMEDY
 from pipeline.explorer.explorer import Explorer
 from pipeline.explorer.grid import picture, picture_grid, said
 from pipeline.explorer.latest import Latest, ending_with_page
@@ -24,19 +24,19 @@ async def page(explorer: Explorer) -> None:
     strips = ui.column().classes("w-full gap-4")
     pages = ui.row().classes("w-full justify-center")
     await ui.context.client.connected()
-    near = near_files(explorer.dataset)
-    note.text = "" if near else REMEDY
-    note.set_visibility(not near)
-    if "images" not in await explorer.views():
+    if "duplicates" not in await explorer.views():
         told.text = "There are no pictures yet: run make download."
         return
+    (looked_for,) = (await explorer.ask(LOOKED_FOR)).rows
+    note.text = "" if looked_for["near"] else REMEDY
+    note.set_visibility(not looked_for["near"])
     latest = Latest()
 
     async def show(number: int) -> None:
         try:
-            groups = (await explorer.ask(groups_query(near), [A_PAGE, (number - 1) * A_PAGE])).rows
+            groups = (await explorer.ask(GROUPS, [A_PAGE, (number - 1) * A_PAGE])).rows
             names = [row["group"] for row in groups]
-            rows = (await explorer.ask(pictures_query(near), [names], rows=A_PAGE * MOST)).rows
+            rows = (await explorer.ask(PICTURES, [names], rows=A_PAGE * MOST)).rows
         except PairmillError as error:
             strips.clear()
             with strips:
@@ -59,33 +59,34 @@ async def page(explorer: Explorer) -> None:
             members[row["group"]].append(row)
         with strips:
             for group in groups:
-                _strip(explorer, group["pictures"], members[group["group"]])
+                _strip(explorer, group["group"], group["pictures"], members[group["group"]])
 
     latest.start(show, 1)
 
 
-def _strip(explorer: Explorer, count: int, rows: list[dict[str, Any]]) -> None:
+def _strip(explorer: Explorer, stays: str, count: int, fallen: list[dict[str, Any]]) -> None:
+    shown = [(stays, "stays"), *((row["key"], distance(row)) for row in fallen)]
     with ui.column().classes("explorer-card w-full gap-1"):
-        more = f", the first {len(rows)} of them shown" if count > len(rows) else ""
+        more = f", the first {len(shown)} of them shown" if count > len(shown) else ""
         ui.label(f"{count:,} pictures{more}").classes("font-medium")
         with ui.row().classes("explorer-strip w-full no-wrap overflow-x-auto gap-2 items-end"):
-            for place, row in enumerate(rows):
+            for key, said_of_it in shown:
                 with ui.column().classes("shrink-0 gap-0 items-center"):
-                    picture(row["key"], SIDE, classes="explorer-thumbnail")
-                    ui.label("stays" if place == 0 else distance(row)).classes("explorer-fact")
+                    picture(key, SIDE, classes="explorer-thumbnail")
+                    ui.label(said_of_it).classes("explorer-fact")
         with ui.expansion("Texts").classes("w-full").props("dense") as texts:
             under = ui.column().classes("w-full")
 
         async def opened() -> None:
             if texts.value and not under.default_slot.children:
                 with ending_with_page(), under:
-                    await picture_grid(explorer, [{"key": row["key"]} for row in rows])
+                    await picture_grid(explorer, [{"key": key} for key, _ in shown])
 
         texts.on_value_change(opened)
 
 
 def distance(row: dict[str, Any]) -> str:
-    """How far a picture of a group is from the one that stays."""
-    if row["stays"]:
+    """How far a picture that fell is from the one that stays."""
+    if row["same_bytes"]:
         return "same bytes"
     return "same hash" if row["distance"] == 0 else f"{row['distance']} of 64 bits differ"

@@ -12,8 +12,9 @@ from pipeline.explorer.explorer import Explorer
 from pipeline.explorer.funnels import OWN, Funnel, Plan, Row, own_funnel, recipes, side_by_side
 from pipeline.explorer.grid import said
 from pipeline.explorer.latest import Latest
-from pipeline.explorer.margins import RULES_QUERY, caveat
+from pipeline.explorer.margins import caveat
 from pipeline.recipe import load
+from pipeline.store.views.thresholds import RULES_QUERY
 
 PATH = "/funnels"
 RECIPES = Path("recipes")

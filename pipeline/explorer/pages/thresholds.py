@@ -12,18 +12,10 @@ from pipeline.errors import PairmillError
 from pipeline.explorer.explorer import Explorer
 from pipeline.explorer.grid import picture_grid, said
 from pipeline.explorer.latest import Latest, ending_with_page
-from pipeline.explorer.margins import (
-    RULES_QUERY,
-    Margin,
-    Outcome,
-    Setting,
-    border_query,
-    caveat,
-    joint_query,
-)
-from pipeline.explorer.thresholds import fragment, held_margin, histogram, settings_of, stops, unchanged
+from pipeline.explorer.margins import Margin, Outcome, caveat, joint_query
+from pipeline.explorer.thresholds import fragment, held_margin, histogram, stops, unchanged
 from pipeline.explorer.thresholds_chart import chart_of, draw, shown
-from pipeline.store.views.thresholds import VIEWS
+from pipeline.store.views.thresholds import RULES_QUERY, VIEWS, Setting, borders_query, settings_of
 
 PATH = "/rules"
 BORDER = 8
@@ -42,7 +34,7 @@ async def page(explorer: Explorer) -> None:
     state = explorer.querying.state()
     rules, views = (await explorer.ask(RULES_QUERY)).rows, await explorer.views()
     unchanged(explorer, state)
-    settings = [setting for setting in settings_of(rules) if VIEWS[setting.rule.stage] in views]
+    settings = [setting for setting in settings_of(rules) if setting.view in views]
     with body:
         if not settings:
             ui.label("No rule that compares numbers has judged yet: run make screen, then make filter.")
@@ -250,7 +242,7 @@ class _Slider:
 
     async def _border(self, cutoff: float) -> None:
         await asyncio.sleep(_STILL)
-        query = border_query(self.setting, cutoff, 6 * BORDER, "images" in self.page.views)
+        query = borders_query([(self.setting, cutoff)], 6 * BORDER, "images" in self.page.views)
         try:
             rows = (await self.page.explorer.ask(query)).rows
             unchanged(self.page.explorer, self.page.state)

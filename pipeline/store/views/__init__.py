@@ -10,6 +10,7 @@ import duckdb
 
 from pipeline.store.views.chain import create_chain_views
 from pipeline.store.views.comments import create_comments
+from pipeline.store.views.duplicates import create_duplicates_view
 from pipeline.store.views.features import create_feature_views, create_region_views
 from pipeline.store.views.macros import create_macros
 from pipeline.store.views.training import create_training_views
@@ -30,6 +31,7 @@ def create_views(connection: duckdb.DuckDBPyConnection, dataset: "Dataset", imag
 def create_catalog(connection: duckdb.DuckDBPyConnection, dataset: "Dataset") -> None:
     """All views, the macros, and their comments."""
     create_views(connection, dataset)
+    create_duplicates_view(connection, dataset)
     create_region_views(connection, dataset)
     create_training_views(connection, dataset)
     create_macros(connection, dataset)

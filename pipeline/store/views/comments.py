@@ -119,6 +119,15 @@ VIEWS: dict[str, tuple[str, dict[str, str]]] = {
         "one row for each image file's content; copies share a row",
         {"sha256": "of the bytes", "key": "of the first copy", "split": "train, validation or test"},
     ),
+    "duplicates": (
+        "one row for each picture that another one stands for: a file of the same bytes, or a near-duplicate",
+        {
+            "key": "its key in the shards",
+            "stays": "the key of the picture that stands for it",
+            "distance": "bits of 64 in which their perceptual hashes differ",
+            "same_bytes": "whether their files are equal",
+        },
+    ),
     "fetches": (
         "one row for each url that was asked for, its last time",
         {

@@ -45,6 +45,19 @@ def embeddings_of(run: str) -> str:
     return f"embeddings_{re.sub(r'[^0-9A-Za-z]', '_', run)}"
 
 
+def nearest_pictures(cosines: str, limit: str) -> str:
+    """SQL of (key, cosine, uid, text): the first `limit` of (key, cosine), each with its first kept pair if it has one.
+
+    Vectors that have no cosine come last; equal ones by key.
+    """
+    return (
+        f"WITH nearest AS MATERIALIZED (FROM ({cosines}) ORDER BY cosine DESC NULLS LAST, key LIMIT {limit}), "
+        "named AS (SELECT key, min(uid) AS uid, min_by(text, uid) AS text FROM kept SEMI JOIN nearest USING (key) "
+        "GROUP BY key) "
+        "SELECT key, cosine, uid, text FROM nearest LEFT JOIN named USING (key) ORDER BY cosine DESC NULLS LAST, key"
+    )
+
+
 def create_region_views(connection: duckdb.DuckDBPyConnection, dataset: "Dataset") -> None:
     """`features`, one row an extractor, and `regions`, one row a box of any of them."""
     described, regions = [], []

@@ -6,8 +6,8 @@ import duckdb
 
 from pipeline.rules import RULES
 from pipeline.store.sql import identifier, literal
-from pipeline.store.verdicts import EVERYTHING
-from pipeline.store.views.features import embeddings_of
+from pipeline.store.verdicts import top_cutoff
+from pipeline.store.views.features import embeddings_of, nearest_pictures
 from pipeline.store.views.thresholds import VIEWS, failing, looks_at_others
 
 if TYPE_CHECKING:
@@ -113,14 +113,8 @@ def _chosen(by_rule: dict[str, str], otherwise: str) -> str:
 
 
 def _cutoff(rule: str, view: str) -> str:
-    """Of n values in descending order, a fraction keeps those from rank int(n * fraction) up, as `filter` does."""
-    if RULES[rule].takes != "fraction":
-        return "threshold"
-    column = identifier(rule)
-    return (
-        f"(SELECT coalesce(list({column} ORDER BY {column} DESC)"
-        f"[floor(count({column}) * threshold)::BIGINT + 1], {EVERYTHING!r}) FROM {view} WHERE {column} IS NOT NULL)"
-    )
+    """SQL of what values are compared with at the macro's `threshold`."""
+    return top_cutoff(identifier(rule), view, "threshold") if RULES[rule].takes == "fraction" else "threshold"
 
 
 def _stands_alone(dataset: "Dataset") -> str:
@@ -141,22 +135,18 @@ def _best_run(connection: duckdb.DuckDBPyConnection, dataset: "Dataset", views: 
 
 
 def _similar(dataset: "Dataset", best: str) -> str:
-    branches = [
-        f"""(SELECT array_cosine_similarity(other.embedding, mine.embedding) AS cosine, other.key
+    of_runs = [
+        f"""(SELECT other.key, array_cosine_similarity(other.embedding, mine.embedding) AS cosine
              FROM {embeddings_of(run)} AS other,
                   (SELECT key, embedding FROM {embeddings_of(run)}
                    WHERE modality = 'image' AND key = (SELECT key FROM kept WHERE uid = pair)) AS mine
              WHERE other.modality = 'image' AND other.key <> mine.key
-                   AND coalesce(run, {literal(best)}) = {literal(run)}
-             ORDER BY cosine DESC, other.key LIMIT k)"""
+                   AND coalesce(run, {literal(best)}) = {literal(run)})"""
         for run in dataset.embeddings()
     ]
     return f"""
-        WITH nearest AS MATERIALIZED ({" UNION ALL ".join(branches)}),
-             first AS (SELECT key, min(uid) AS uid, min_by(text, uid) AS text FROM kept SEMI JOIN nearest USING (key)
-                       GROUP BY key)
-        SELECT row_number() OVER (ORDER BY cosine DESC, nearest.key) AS rank, cosine, nearest.key, uid, text
-        FROM nearest LEFT JOIN first USING (key) ORDER BY rank"""
+        SELECT row_number() OVER (ORDER BY cosine DESC NULLS LAST, key) AS rank, cosine, key, uid, text
+        FROM ({nearest_pictures(" UNION ALL ".join(of_runs), "k")}) ORDER BY rank"""
 
 
 _COOCCURRENCE = """

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 import duckdb
 
 from pipeline.errors import PairmillError
+from pipeline.evaluations import FILE, read
 from pipeline.store.sql import literal, parquet
 
 if TYPE_CHECKING:
@@ -34,12 +35,12 @@ def create_training_views(connection: duckdb.DuckDBPyConnection, dataset: "Datas
         path = table.folder / "metrics.parquet"
         if path.exists():
             metrics.append(f"SELECT {literal(name)} AS run, step, name, value FROM {parquet([path])}")
-        for task, found in (_read(table.folder / "evaluation.json") or {}).items():
+        evaluation = read(table.folder / FILE)
+        for task, found in evaluation.model_dump().items() if evaluation else ():
             if isinstance(found, dict):
                 evaluations += [
                     f"({literal(name)}, {literal(task)}, {literal(metric)}, {float(value)!r}::DOUBLE)"
                     for metric, value in found.items()
-                    if isinstance(value, int | float)
                 ]
     named = {
         "runs": ("run, features, steps, parameters, loss_first, loss_last, seconds", runs),
