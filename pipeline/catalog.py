@@ -12,7 +12,7 @@ from pipeline.store.atomic import digest, replacing
 from pipeline.store.dataset import Dataset
 from pipeline.store.views import create_catalog
 
-VERSION = 8
+VERSION = 9
 OLDEST_READER = "v1.4.0"
 """The DuckDB from which on a shell of the user's own can open the catalog."""
 

@@ -1,4 +1,4 @@
-"""What is kept, with captions, boxes and scores, in formats that other programs read: `pairmill export`.
+"""What is kept, with captions, boxes, scores and metadata, in formats that other programs read: `pairmill export`.
 
 A worker takes an image shard: it reads the shard's pairs (`staging`), its pictures and boxes (`reading`), and hands
 each image (`images`) to the part of its split. A target (`parts`) says how a part is written, and what speaks of the

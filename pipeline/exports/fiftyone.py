@@ -5,11 +5,13 @@ import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from pipeline.exports.images import Box, Image
+from pipeline.exports.images import Box, Caption, Image
+from pipeline.exports.metadata import Kind
 from pipeline.exports.parts import Add
 from pipeline.exports.staging import Part, Plan
 from pipeline.store.atomic import write_json
@@ -23,21 +25,21 @@ class FiftyOne:
     """`metadata.json`, `samples.json` and `data/<split>/NNNNN/<key>.jpg`.
 
     A sample has its split as tag; `boxes_<extractor>`: Detections of objects, [x, y, width, height] in [0, 1];
-    `caption`, the first, and its scores as `score_<name>`, by which the app sorts; `pairs`: every caption with its uid,
-    url and scores.
+    `caption`, the first, its scores as `score_<name>` and its metadata as `metadata_<name>`, by which the app sorts and
+    filters; `pairs`: every caption with its uid, url, scores and metadata.
     """
 
     @contextmanager
     def part(self, folder: Path, part: Part, plan: Plan) -> Iterator[Add]:
         pictures = folder / "data" / part.split / f"{part.number:05d}"
         pictures.mkdir(parents=True)
-        scores, boxes = fields("score_", plan.scores), fields("boxes_", plan.extractors)
+        names = _Names.of(plan)
         with open(_documents(folder, part), "w", encoding="utf-8", newline="\n") as documents:
 
             def add(image: Image) -> None:
                 picture = pictures / f"{image.key}.jpg"
                 picture.write_bytes(image.jpeg)
-                sample = _sample(image, picture.relative_to(folder).as_posix(), scores, boxes)
+                sample = _sample(image, picture.relative_to(folder).as_posix(), names)
                 documents.write(json.dumps(sample, ensure_ascii=False, allow_nan=False) + "\n")
 
             yield add
@@ -68,12 +70,30 @@ def fields(prefix: str, names: Iterable[str]) -> dict[str, str]:
     return found
 
 
+@dataclass(frozen=True)
+class _Names:
+    """The fields of scores, metadata and boxes by the names that these have elsewhere."""
+
+    scores: Mapping[str, str]
+    metadata: Mapping[str, str]
+    boxes: Mapping[str, str]
+
+    @classmethod
+    def of(cls, plan: Plan) -> "_Names":
+        metadata = fields("metadata_", [field.name for field in plan.metadata])
+        return cls(fields("score_", plan.scores), metadata, fields("boxes_", plan.extractors))
+
+    def said(self, caption: Caption) -> dict[str, Any]:
+        """What is said of a caption, in the fields of its document."""
+        scores = {field: caption.scores[name] for name, field in self.scores.items()}
+        return scores | {field: caption.metadata[name] for name, field in self.metadata.items()}
+
+
 def _documents(folder: Path, part: Part) -> Path:
     return folder / f"{part.split}-{part.number:05d}.jsonl"
 
 
-def _sample(image: Image, path: str, scores: Mapping[str, str], boxes: Mapping[str, str]) -> dict[str, Any]:
-    first = image.captions[0]
+def _sample(image: Image, path: str, names: _Names) -> dict[str, Any]:
     found = {name: list(own) for name, own in groupby(image.boxes, key=lambda box: box.extractor)}
     size = {"size_bytes": len(image.jpeg), "mime_type": "image/jpeg", "width": image.width, "height": image.height}
     return {
@@ -86,13 +106,13 @@ def _sample(image: Image, path: str, scores: Mapping[str, str], boxes: Mapping[s
         "key": image.key,
         "sha256": image.sha256,
         "caption": image.text,
-        **{field: first.scores[name] for name, field in scores.items()},
+        **names.said(image.captions[0]),
         "pairs": [
             {"_cls": "DynamicEmbeddedDocument", "uid": caption.uid, "url": caption.url, "text": caption.text}
-            | {field: caption.scores[name] for name, field in scores.items()}
+            | names.said(caption)
             for caption in image.captions
         ],
-        **{field: _detections(image.key, found.get(name, [])) for name, field in boxes.items()},
+        **{field: _detections(image.key, found.get(name, [])) for name, field in names.boxes.items()},
     }
 
 
@@ -125,7 +145,10 @@ def _object_id(*parts: object) -> dict[str, str]:
 
 
 def _declared(plan: Plan) -> list[dict[str, Any]]:
-    scores = [_field(field, "Float") for field in fields("score_", plan.scores).values()]
+    names = _Names.of(plan)
+    said = [_field(field, "Float") for field in names.scores.values()]
+    # What a list is of is left open: FiftyOne would refuse one with a null in it.
+    said += [_field(names.metadata[own.name], "List" if own.lists else _KINDS[own.kind]) for own in plan.metadata]
     identity = _field("id", "ObjectId") | {"db_field": "_id"}
     tags = _field("tags", "List", of="String")
     size = [_field(name, "Int") for name in ("size_bytes", "width", "height")]
@@ -137,7 +160,7 @@ def _declared(plan: Plan) -> list[dict[str, Any]]:
         _field("confidence", "Float"),
     ]
     detections = _field("detections", "List", "EmbeddedDocument", "fiftyone.core.labels.Detection", detection)
-    pair = [*(_field(name, "String") for name in ("uid", "url", "text")), *scores]
+    pair = [*(_field(name, "String") for name in ("uid", "url", "text")), *said]
     metadata = [_field("mime_type", "String"), *size]
     return [
         identity,
@@ -145,13 +168,22 @@ def _declared(plan: Plan) -> list[dict[str, Any]]:
         tags,
         _field("metadata", "EmbeddedDocument", document="fiftyone.core.metadata.ImageMetadata", inner=metadata),
         *(_field(name, "String") for name in ("key", "sha256", "caption")),
-        *scores,
+        *said,
         _field("pairs", "List", "EmbeddedDocument", _PAIR, pair),
         *(
             _field(field, "EmbeddedDocument", document="fiftyone.core.labels.Detections", inner=[detections])
-            for field in fields("boxes_", plan.extractors).values()
+            for field in names.boxes.values()
         ),
     ]
+
+
+_KINDS: Mapping[Kind, str] = {
+    "text": "String",
+    "json": "String",
+    "boolean": "Boolean",
+    "whole": "Int",
+    "number": "Float",
+}
 
 
 def _field(

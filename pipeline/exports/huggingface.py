@@ -24,7 +24,8 @@ Kept pairs of a dataset made by PairMill: {images:,} images with {pairs:,} capti
 
 * `image`: the picture as it was stored, with its `width`, `height` and `bytes`; `sha256` is of the original on the web.
 * `text`: the first of the captions.
-* `captions`: every text that was kept of the picture: `uid`, `url`, `text`, `scores` (what was measured of the pair).
+* `captions`: every text that was kept of the picture: `uid`, `url`, `text`, `scores` (what was measured of the pair),
+  `metadata` (what the lists say of it; `file`, `row`: where it stood in them; `original`: the text before cleaning).
 * `boxes`: regions of each extractor, `box` as x1, y1, x2, y2 in [0, 1]; the whole image has no label.
 * `split`: by a hash of the original, so that no picture and no copy of it stands in two.
 
@@ -43,7 +44,7 @@ class HuggingFace:
 
             def add(image: Image) -> None:
                 picture = {"bytes": image.jpeg, "path": f"{image.key}.jpg"}
-                rows.add(image.record | {"image": picture}, len(image.jpeg))
+                rows.add(image.record | {"image": picture}, image.size)
 
             yield add
 
@@ -93,7 +94,7 @@ def _in_card(kind: pa.DataType) -> dict[str, Any]:
         return {"dtype": "image"}
     if pa.types.is_list(kind):
         inner = _in_card(kind.value_type)
-        return {"list": inner.get("struct") or inner["dtype"]}
+        return {"list": inner.get("struct") or inner.get("dtype") or inner}
     if pa.types.is_struct(kind):
         return {"struct": [{"name": field.name} | _in_card(field.type) for field in kind]}
     return {"dtype": _word(kind)}

@@ -1,4 +1,4 @@
-"""What every export is made of: an image with its captions, boxes and scores."""
+"""What every export is made of: an image with its captions, boxes, scores and metadata."""
 
 import math
 import re
@@ -13,16 +13,27 @@ _NAME = re.compile(r"[0-9A-Za-z_-]{1,64}")
 
 @dataclass(frozen=True, slots=True)
 class Caption:
-    """A kept pair's text. `scores`: what was measured of the pair, by name; None where it was not."""
+    """A kept pair's text.
+
+    `scores`: what was measured of the pair, by name; None where it was not. `metadata`: what the lists say of it and
+    where it stood in them, as values that JSON has (`pipeline.exports.metadata`).
+    """
 
     uid: str
     url: str
     text: str
     scores: Mapping[str, float | None]
+    metadata: Mapping[str, Any]
 
     @property
     def record(self) -> dict[str, Any]:
-        return {"uid": self.uid, "url": self.url, "text": self.text, "scores": dict(self.scores)}
+        own = {"scores": dict(self.scores), "metadata": dict(self.metadata)}
+        return {"uid": self.uid, "url": self.url, "text": self.text, **own}
+
+    @property
+    def size(self) -> int:
+        """About how many bytes it has: what in it may be of any size, counted in characters."""
+        return len(self.text) + sum(len(str(value)) for value in self.metadata.values())
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +76,11 @@ class Image:
     def text(self) -> str:
         """The one caption of those who want one."""
         return self.captions[0].text
+
+    @property
+    def size(self) -> int:
+        """About how many bytes it has."""
+        return len(self.jpeg) + sum(caption.size for caption in self.captions)
 
     @property
     def record(self) -> dict[str, Any]:

@@ -1,26 +1,29 @@
 """The images of one staged shard, with their pictures and boxes: what a worker reads."""
 
+import json
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.errors import PairmillError
 from pipeline.exports.images import Box, Caption, Image, file_name, number_or_none
-from pipeline.exports.staging import PAIRS, SCORE
+from pipeline.exports.staging import METADATA, PAIRS, SCORE, Plan
 from pipeline.store.atomic import file_sha256
 from pipeline.store.dataset import Dataset
 from pipeline.store.features import FeatureStore
 from pipeline.store.pictures import Pictures
 from pipeline.store.table import Table
 
-_BATCH = 1024
+_BATCH = 64
+"""Rows at once: a list's own columns may hold texts of any size."""
 
 
-def read_images(root: Path, staging: Path, shard: str, extractors: tuple[str, ...]) -> Iterator[Image]:
+def read_images(root: Path, staging: Path, shard: str, plan: Plan) -> Iterator[Image]:
     """The images of an image shard that are to go out, in order of key; one picture in memory at a time.
 
     Raises PairmillError that names the file where a tar or features are missing or are not what the manifest says.
@@ -28,7 +31,7 @@ def read_images(root: Path, staging: Path, shard: str, extractors: tuple[str, ..
     dataset = Dataset(root)
     pictures = _pictures(dataset.images, shard)
     stores = {
-        name: _store(dataset.features(name).folder, dataset.features(name).manifest.digest) for name in extractors
+        name: _store(dataset.features(name).folder, dataset.features(name).manifest.digest) for name in plan.extractors
     }
     for key, rows in groupby(_rows(staging / PAIRS, shard), key=lambda row: row["key"]):
         pairs = list(rows)
@@ -44,20 +47,34 @@ def read_images(root: Path, staging: Path, shard: str, extractors: tuple[str, ..
             split=pairs[0]["split"],
             width=pairs[0]["width"],
             height=pairs[0]["height"],
-            captions=tuple(_caption(row) for row in pairs),
+            captions=tuple(_caption(row, plan) for row in pairs),
             boxes=tuple(box for name, store in stores.items() for box in _boxes(name, store, key)),
             jpeg=jpeg,
         )
 
 
 def _rows(staged: Path, shard: str) -> Iterator[dict[str, Any]]:
-    for batch in pq.read_table(staged, filters=[("shard", "=", shard)]).to_batches(_BATCH):
-        yield from batch.to_pylist()
+    """Those of the shard, a few at a time, out of the row groups that have any: they are sorted by shard."""
+    with pq.ParquetFile(staged, buffer_size=1 << 20, pre_buffer=False) as file:
+        column = file.schema_arrow.get_field_index("shard")
+        chunks = [file.metadata.row_group(group).column(column) for group in range(file.num_row_groups)]
+        groups = [at for at, chunk in enumerate(chunks) if chunk.statistics.min <= shard <= chunk.statistics.max]
+        for batch in file.iter_batches(_BATCH, row_groups=groups, use_threads=False):
+            yield from batch.filter(pc.field("shard") == shard).to_pylist()
 
 
-def _caption(row: Mapping[str, Any]) -> Caption:
-    scores = {name.removeprefix(SCORE): number_or_none(row[name]) for name in row if name.startswith(SCORE)}
-    return Caption(file_name(row["uid"]), row["url"], row["text"], scores)
+def _caption(row: Mapping[str, Any], plan: Plan) -> Caption:
+    scores = {name: number_or_none(row[SCORE + name]) for name in plan.scores}
+    metadata = {field.name: row[METADATA + field.name] for field in plan.metadata}
+    metadata |= {field.name: _strict(metadata[field.name]) for field in plan.metadata if field.kind == "json"}
+    return Caption(file_name(row["uid"]), row["url"], row["text"], scores, metadata)
+
+
+def _strict(text: str | None) -> str | None:
+    """DuckDB's JSON without NaN and infinity, which JSON has not."""
+    if text is None:
+        return None
+    return json.dumps(json.loads(text, parse_constant=lambda _: None), ensure_ascii=False)
 
 
 def _pictures(images: Table, shard: str) -> Pictures:

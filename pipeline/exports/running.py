@@ -105,5 +105,5 @@ def _export_shard(shard: str, *, root: Path, to: str, folder: Path) -> None:
     plan = Plan.read(staging)
     with ExitStack() as stack:
         parts = {part.split: stack.enter_context(TARGETS[to].part(folder, part, plan)) for part in plan.of_shard(shard)}
-        for image in read_images(root, staging, shard, plan.extractors):
+        for image in read_images(root, staging, shard, plan):
             parts[image.split](image)

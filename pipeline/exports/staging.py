@@ -9,20 +9,24 @@ from pathlib import Path
 import duckdb
 
 from pipeline.errors import PairmillError
+from pipeline.exports.metadata import Field, fields_of_pairs, safe_names
 from pipeline.store.atomic import write_json
 from pipeline.store.dataset import Dataset
 from pipeline.store.sql import condition, identifier, literal, number, parquet
 
 PAIRS = "pairs.parquet"
 _PLAN = "plan.json"
-SCORE = "score:"
-"""What the names of the staged columns of scores begin with."""
+SCORE, METADATA = "score:", "metadata:"
+"""What the names of the staged columns of scores and of metadata begin with."""
 ROWS_PER_GROUP = 16_384
 """A worker reads its image shard's row groups: so many rows more than it needs, at most, on either side."""
 _NOT_SCORES = frozenset({"uid", "url", "text", "original", "file", "row", "failures"})
 _NUMERIC = re.compile(r"U?(TINY|SMALL|BIG|HUGE)INT|U?INTEGER|FLOAT|DOUBLE|DECIMAL\(.*\)")
+_WIDE = re.compile(r"U?(BIG|HUGE)INT")
 _IDENTIFIER = re.compile(r"[A-Za-z_]\w*")
 _MEASURED = ("filtered", "screened", "pairs")
+_EXACT = 2**53
+"""Up to here a double holds every whole number."""
 
 
 @dataclass(frozen=True)
@@ -44,13 +48,19 @@ class Plan:
     parts: tuple[Part, ...]
     scores: tuple[str, ...]
     """Names of what was measured, in their order."""
+    metadata: tuple[Field, ...]
     extractors: tuple[str, ...]
     """Those whose boxes go out."""
 
     @classmethod
     def read(cls, staging: Path) -> "Plan":
         value = json.loads((staging / _PLAN).read_text())
-        return cls(tuple(Part(**part) for part in value["parts"]), tuple(value["scores"]), tuple(value["extractors"]))
+        return cls(
+            parts=tuple(Part(**part) for part in value["parts"]),
+            scores=tuple(value["scores"]),
+            metadata=tuple(Field(**field) for field in value["metadata"]),
+            extractors=tuple(value["extractors"]),
+        )
 
     def of_shard(self, shard: str) -> list[Part]:
         return [part for part in self.parts if part.shard == shard]
@@ -71,7 +81,8 @@ class Plan:
 def stage(dataset: Dataset, staging: Path, where: str) -> Plan:
     """Write the kept pairs that meet `where`, SQL over the view `kept`, and the plan to the folder `staging`.
 
-    The pairs' columns: shard, key, sha256, split, width, height, uid, url, text, and `score:<name>` for each score.
+    The pairs' columns: shard, key, sha256, split, width, height, uid, url, text, `score:<name>` for each score and
+    `metadata:<name>` for each field of the metadata.
     Raises PairmillError where `filter` has not run, the SQL is wrong, or no pair is left.
     """
     dataset.filtered.manifest  # noqa: B018 - says that `filter` must run first: it says what is kept, and in which split
@@ -94,9 +105,13 @@ def stage(dataset: Dataset, staging: Path, where: str) -> Plan:
             raise PairmillError(
                 "no kept pair is left to export", "name another condition, or loosen the recipe's rules"
             )
+        connection.execute("SET TimeZone = 'UTC'")  # in which instants are written
         scores = _scores(connection)
-        columns = "".join(f", {score.sql} AS {identifier(SCORE + name)}" for name, score in scores.items())
-        read = [name for name in _MEASURED if any(score.relation == name for score in scores.values())]
+        metadata = fields_of_pairs(connection, {score.column for score in scores.values() if score.relation == "pairs"})
+        staged = {SCORE + name: score.sql for name, score in scores.items()}
+        staged |= {METADATA + field.name: value for field, value in metadata.items()}
+        columns = "".join(f", {value} AS {identifier(name)}" for name, value in staged.items())
+        read = sorted({"pairs", *(score.relation for score in scores.values())})
         joins = " ".join(f"LEFT JOIN {name} ON {name}.uid = wanted.uid" for name in read)
         query = (
             f"SELECT {shard}, wanted.key, stored.sha256, wanted.split, stored.width, stored.height, wanted.uid, "
@@ -110,7 +125,12 @@ def stage(dataset: Dataset, staging: Path, where: str) -> Plan:
     extractors = tuple(
         name for name in dataset.extractors() if "boxes" in dataset.features(name).manifest.info["identity"]["columns"]
     )
-    plan = Plan(_parts(counted, list(dataset.filtered.manifest.info["split"])), tuple(scores), extractors)
+    plan = Plan(
+        parts=_parts(counted, list(dataset.filtered.manifest.info["split"])),
+        scores=tuple(scores),
+        metadata=tuple(metadata),
+        extractors=extractors,
+    )
     write_json(staging / _PLAN, asdict(plan))
     return plan
 
@@ -138,17 +158,29 @@ def _scores(connection: duckdb.DuckDBPyConnection) -> dict[str, _Score]:
     """Every number there is of a pair by its name: what rules measured, and the lists' own columns of numbers.
 
     A measured one has the name of what its rule measures (`clip_score`, not `min_clip_score`), or the rule's where that
-    is more than a name. Of equal names `filter`'s hides `screen`'s, and that the lists', as they do in the rules.
+    is more than a name. Of equal names `filter`'s hides `screen`'s, and that the lists', as they do in the rules. What
+    the lists have of whole numbers too large for a score are metadata: ids and hashes, which must not be rounded.
     """
     measures = dict(connection.execute("SELECT rule, measure FROM rules").fetchall())
     found: dict[str, _Score] = {}
     for relation in _MEASURED:
+        passed_over = _NOT_SCORES | (_too_large(connection) if relation == "pairs" else set())
         for column, kind in _columns(connection, relation):
             measure = measures.get(column, "") if relation != "pairs" else ""
             name = measure if _IDENTIFIER.fullmatch(measure) else column
-            if column not in _NOT_SCORES and _NUMERIC.fullmatch(kind) and name.lower() not in map(str.lower, found):
+            if column not in passed_over and _NUMERIC.fullmatch(kind) and name.lower() not in map(str.lower, found):
                 found[name] = _Score(relation, column)
-    return dict(sorted(found.items()))
+    return {safe: found[name] for name, safe in safe_names(sorted(found)).items()}
+
+
+def _too_large(connection: duckdb.DuckDBPyConnection) -> set[str]:
+    """The lists' columns of whole numbers that a score would round."""
+    wide = [name for name, kind in _columns(connection, "pairs") if _WIDE.fullmatch(kind) and name not in _NOT_SCORES]
+    if not wide:
+        return set()
+    largest = ", ".join(f"coalesce(max(abs({identifier(name)}::DOUBLE)), 0)" for name in wide)
+    (found,) = connection.execute(f"SELECT {largest} FROM pairs").fetchall()
+    return {name for name, value in zip(wide, found, strict=True) if value >= _EXACT}
 
 
 def _columns(connection: duckdb.DuckDBPyConnection, relation: str) -> list[tuple[str, str]]:

@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.exports.images import Image
+from pipeline.exports.metadata import Field, Kind
 from pipeline.exports.parts import Add
 from pipeline.exports.staging import Part, Plan
 
@@ -35,13 +36,28 @@ BOXES = pa.list_(
         ]
     )
 )
+_KINDS: Mapping[Kind, pa.DataType] = {
+    "text": pa.string(),
+    "json": pa.string(),
+    "boolean": pa.bool_(),
+    "whole": pa.int64(),
+    "number": pa.float64(),
+}
 
 
 def caption_columns(plan: Plan) -> list[tuple[str, pa.DataType]]:
     """Columns of a caption's record. Parquet has no struct without fields."""
     columns = [("uid", pa.string()), ("url", pa.string()), ("text", pa.string())]
     scores = pa.struct([(name, pa.float64()) for name in plan.scores])
-    return [*columns, ("scores", scores)] if plan.scores else columns
+    metadata = pa.struct([(field.name, _type(field)) for field in plan.metadata])
+    return [*columns, *((name, kind) for name, kind in (("scores", scores), ("metadata", metadata)) if len(kind))]
+
+
+def _type(field: Field) -> pa.DataType:
+    kind = _KINDS[field.kind]
+    for _ in range(field.lists):
+        kind = pa.list_(kind)
+    return kind
 
 
 def part_name(part: Part) -> str:
@@ -64,7 +80,7 @@ class ParquetTables:
 
             def add(image: Image) -> None:
                 for caption in image.captions:
-                    add_pair(caption.record | {"key": image.key, "split": image.split}, len(caption.text))
+                    add_pair(caption.record | {"key": image.key, "split": image.split}, caption.size)
                 add_image(image.record | {"jpeg": image.jpeg}, len(image.jpeg))
 
             yield add

@@ -12,6 +12,17 @@ try:
         sample.key: {
             "captions": [(pair.uid, pair.url, pair.text) for pair in sample.pairs],
             "words": sample.score_words,
+            "metadata": [
+                [
+                    pair.metadata_licence,
+                    pair.metadata_nsfw,
+                    pair.metadata_photo,
+                    pair.metadata_tags,
+                    pair.metadata_polygons,
+                ]
+                for pair in sample.pairs
+            ],
+            "embedding": sample.metadata_embedding,
             "size": [sample.metadata.width, sample.metadata.height],
             "boxes": [(found.bounding_box, found.label) for found in sample.boxes_region.detections],
         }

@@ -20,6 +20,7 @@ class Read:
     captions: dict[str, tuple[str | None, str]]
     scores: dict[str, Scores] = field(default_factory=dict)
     boxes: list[tuple[tuple[float, ...], str | None, float | None]] = field(default_factory=list)
+    metadata: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
 def of_record(record: dict[str, Any], jpeg: bytes | None) -> Read:
@@ -31,6 +32,7 @@ def of_record(record: dict[str, Any], jpeg: bytes | None) -> Read:
         {caption["uid"]: (caption["url"], caption["text"]) for caption in record["captions"]},
         {caption["uid"]: caption.get("scores", {}) for caption in record["captions"]},
         [(tuple(box["box"]), box["label"], box["confidence"]) for box in record["boxes"]],
+        {caption["uid"]: caption.get("metadata", {}) for caption in record["captions"]},
     )
 
 
@@ -56,10 +58,10 @@ def parquet(folder: Path) -> dict[str, Read]:
     import pyarrow.dataset as ds
 
     columns = "uid, p.key AS key, p.split AS split, url, text, boxes, jpeg, bytes"
-    scored = "scores" in ds.dataset(folder / "pairs").schema.names
+    said = [name for name in ds.dataset(folder / "pairs").schema.names if name in ("scores", "metadata")]
     with duckdb.connect() as connection:
         answer = connection.execute(
-            f"SELECT {columns}{', scores' if scored else ''} FROM read_parquet('{folder}/pairs/*.parquet') p "
+            f"SELECT {', '.join([columns, *said])} FROM read_parquet('{folder}/pairs/*.parquet') p "
             f"JOIN read_parquet('{folder}/images/*.parquet') i ON i.key = p.key AND i.split = p.split"
         )
         names = [name for name, *_ in answer.description]
@@ -72,7 +74,7 @@ def parquet(folder: Path) -> dict[str, Read]:
             of_record({"split": row["split"], "captions": [], "boxes": row["boxes"]}, row["jpeg"]),
         )
         own.captions[row["uid"]] = (row["url"], row["text"])
-        own.scores[row["uid"]] = row.get("scores", {})
+        own.scores[row["uid"]], own.metadata[row["uid"]] = row.get("scores", {}), row.get("metadata", {})
     pairs = ds.dataset(folder / "pairs").to_table().to_pylist()
     assert len(pairs) == sum(len(read.captions) for read in found.values())
     assert all(found[row["key"]].captions[row["uid"]] == (row["url"], row["text"]) for row in pairs)
@@ -129,33 +131,33 @@ def fiftyone(folder: Path) -> dict[str, Read]:
     declared = json.loads((folder / "metadata.json").read_text())
     assert declared["media_type"] == "image"
     samples = json.loads((folder / "samples.json").read_text(encoding="utf-8"), parse_constant=_no_constant)["samples"]
-    prefixes = ("score_", "boxes_")
     found, ids = {}, set()
     for sample in samples:
         _check_document(sample, declared["sample_fields"], ids)
         path = (folder / sample["filepath"]).resolve()
         assert path.is_relative_to(folder.resolve())
         assert sample["caption"] == sample["pairs"][0]["text"]
-        first = {name: value for name, value in sample.items() if name.startswith(prefixes[0])}
-        assert first == {name: value for name, value in sample["pairs"][0].items() if name.startswith(prefixes[0])}
-        detections = [
-            found for name, value in sample.items() if name.startswith(prefixes[1]) for found in value["detections"]
-        ]
+        for prefix in ("score_", "metadata_"):
+            assert _with_prefix(sample, prefix) == _with_prefix(sample["pairs"][0], prefix)
+        detections = [found for value in _with_prefix(sample, "boxes_").values() for found in value["detections"]]
         (split,) = sample["tags"]
         found[sample["key"]] = Read(
             split,
             path.read_bytes(),
             {pair["uid"]: (pair["url"], pair["text"]) for pair in sample["pairs"]},
-            {
-                pair["uid"]: {n.removeprefix("score_"): v for n, v in pair.items() if n.startswith("score_")}
-                for pair in sample["pairs"]
-            },
+            {pair["uid"]: _with_prefix(pair, "score_") for pair in sample["pairs"]},
             [
                 (_corners(detection["bounding_box"]), detection["label"], detection["confidence"])
                 for detection in detections
             ],
+            {pair["uid"]: _with_prefix(pair, "metadata_") for pair in sample["pairs"]},
         )
     return found
+
+
+def _with_prefix(document: dict[str, Any], prefix: str) -> dict[str, Any]:
+    """Those fields, without it."""
+    return {name.removeprefix(prefix): value for name, value in document.items() if name.startswith(prefix)}
 
 
 def open_clip(folder: Path) -> dict[str, Read]:
@@ -199,7 +201,14 @@ def _size(content: bytes) -> tuple[int, int]:
         return opened.size
 
 
-_KINDS: dict[str, Any] = {"String": str, "Float": float, "Int": int, "List": list, "EmbeddedDocument": dict}
+_KINDS: dict[str, Any] = {
+    "String": str,
+    "Float": float,
+    "Int": int,
+    "Boolean": bool,
+    "List": list,
+    "EmbeddedDocument": dict,
+}
 
 
 def _check_document(document: dict[str, Any], fields: list[dict[str, Any]], ids: set[str]) -> None:
@@ -224,6 +233,9 @@ def _check_document(document: dict[str, Any], fields: list[dict[str, Any]], ids:
             for element in value:
                 assert element["_cls"] == entry["embedded_doc_type"].rpartition(".")[2]
                 _check_document(element, entry["fields"], ids)
+        elif inner and value:
+            of = _KINDS[inner.removeprefix("fiftyone.core.fields.").removesuffix("Field")]
+            assert all(isinstance(element, of) for element in value), (name, value)
 
 
 READERS = {

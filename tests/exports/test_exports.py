@@ -6,13 +6,15 @@ import os
 import re
 import subprocess
 from collections import Counter
+from dataclasses import replace
+from datetime import datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import reading_back
-from kept_web import ODD_COLUMN, TEXTS, Web, picture_of
+from kept_web import ODD_COLUMN, TEXTS, Web, picture_of, with_json_read
 from made_dataset import Image, made_dataset, run_filter
 from reading_back import READERS, Read
 
@@ -50,6 +52,7 @@ def check_all(found: dict[str, Read], web: Web) -> None:
         assert list(read.captions) == sorted(read.captions)
         assert read.scores == image.scores
         assert read.boxes == image.boxes
+        assert {uid: with_json_read(own) for uid, own in read.metadata.items()} == image.metadata
 
 
 def test_the_made_up_web_has_what_the_tests_are_about(web: Web) -> None:
@@ -72,7 +75,20 @@ def test_all_that_is_kept_comes_back(web: Web, tmp_path: Path, to: str) -> None:
 
 
 def test_imagefolder_of_datasets_opens_jsonl(web: Web, tmp_path: Path) -> None:
-    check_all(reading_back.imagefolder(exported(web, "jsonl", tmp_path / "out")), web)
+    """It takes texts that are dates for times."""
+    times = {
+        key: replace(image, metadata={uid: times_for_dates(own) for uid, own in image.metadata.items()})
+        for key, image in web.images.items()
+    }
+    check_all(reading_back.imagefolder(exported(web, "jsonl", tmp_path / "out")), replace(web, images=times))
+
+
+def times_for_dates(metadata: dict[str, Any]) -> dict[str, Any]:
+    def time(value: str | None) -> datetime | None:
+        return value and datetime.fromisoformat(value).replace(tzinfo=None)
+
+    times = {name: time(metadata[name]) for name in ("day", "taken", "uploaded")}
+    return metadata | times | {"days": [time(value) for value in metadata["days"]]}
 
 
 def test_the_card_and_the_parquet_say_the_same_to_datasets(web: Web, tmp_path: Path) -> None:
@@ -84,7 +100,11 @@ def test_the_card_and_the_parquet_say_the_same_to_datasets(web: Web, tmp_path: P
     for path in (out / "data").iterdir():
         assert datasets.Features.from_arrow_schema(pq.read_schema(path)) == info.features
     assert isinstance(info.features["image"], datasets.Image)
-    assert info.features["captions"].feature["scores"][ODD_COLUMN] == datasets.Value("float64")
+    caption = info.features["captions"].feature
+    assert caption["scores"][ODD_COLUMN] == datasets.Value("float64")
+    assert caption["metadata"]["nsfw"] == datasets.Value("bool")
+    assert caption["metadata"]["polygons"] == datasets.List(datasets.List(datasets.Value("float64")))
+    assert caption["metadata"]["_type__"] == caption["metadata"]["file_name_"] == datasets.Value("string")
     numbers = Counter(image.split for image in web.images.values())
     assert {name: split.num_examples for name, split in info.splits.items()} == numbers
     assert list(info.splits) == ["train", "validation", "test"]
@@ -106,6 +126,9 @@ def test_fiftyone_samples_are_as_its_format_has_them(web: Web, tmp_path: Path) -
         scores, boxes = as_fiftyone(image)
         read = found[key]
         assert (read.split, read.jpeg, read.captions, read.scores) == (image.split, image.jpeg, image.captions, scores)
+        for uid, expected in image.metadata.items():
+            who = json.loads(read.metadata[uid]["who"] or "null")
+            assert list((read.metadata[uid] | {"who": who}).values()) == list(expected.values())
         for (corners, *said), (box, *wanted) in zip(read.boxes, boxes, strict=True):
             assert said == wanted
             assert corners == pytest.approx(box, abs=1e-7)
@@ -127,6 +150,10 @@ def test_fiftyone_itself_opens_it(web: Web, tmp_path: Path) -> None:
         captions = {uid: (url, text) for uid, url, text in sample["captions"]}
         assert captions == image.captions
         assert sample["words"] == scores[min(scores)]["words"]
+        asked = ("licence", "nsfw", "photo", "tags", "polygons")
+        own = [image.metadata[uid] for uid in sorted(image.metadata)]
+        assert sample["metadata"] == [[metadata[name] for name in asked] for metadata in own]
+        assert sample["embedding"] == own[0]["embedding"]
         assert sample["size"] == list(picture_of(image.jpeg).size)
         assert [label for _, label in sample["boxes"]] == [label for _, label, _ in boxes]
         for (relative, _), (box, *_) in zip(sample["boxes"], boxes, strict=True):
@@ -246,7 +273,7 @@ def test_where_takes_a_part_of_the_pairs(web: Web, tmp_path: Path) -> None:
     assert wanted
 
 
-def test_a_dataset_without_boxes_and_numbers(tmp_path: Path) -> None:
+def test_a_dataset_without_boxes_numbers_and_columns_of_its_own(tmp_path: Path) -> None:
     pictures = [Image("http://x/a", picture_bytes(1)), Image("http://x/b", picture_bytes(2))]
     dataset = made_dataset(tmp_path / "data", [("http://x/a", "one"), ("http://x/b", "two")], [pictures])
     run_filter(dataset, {})
@@ -256,6 +283,7 @@ def test_a_dataset_without_boxes_and_numbers(tmp_path: Path) -> None:
         found = READERS[to](tmp_path / to)
         assert sorted(text for read in found.values() for _, text in read.captions.values()) == ["one", "two"]
         assert not any(read.boxes or any(read.scores.values()) for read in found.values())
+        assert not any(any(read.metadata.values()) for read in found.values())
 
 
 def picture_bytes(seed: int) -> bytes:

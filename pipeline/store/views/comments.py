@@ -18,18 +18,18 @@ VIEWS: dict[str, tuple[str, dict[str, str]]] = {
             "text": "the cleaned text",
             "original": "the text as it came, where cleaning changed it",
             "file": "the list it came from",
-            "row": "and the row there, from 0",
+            "row": "and the data row there, from 1",
         },
     ),
     "repeated": (
         "one row for each further copy of a pair in the lists",
-        {"uid": "the pair that it repeats", "file": "the list", "row": "and the row there, from 0"},
+        {"uid": "the pair that it repeats", "file": "the list", "row": "and the data row there, from 1"},
     ),
     "quarantine": (
         "one row for each row of the lists that could not be read",
         {
             "file": "the list",
-            "row": "and the row there, from 0",
+            "row": "and the data row there, from 1",
             "reason": "what is wrong with it",
             "content": "the row",
         },
