@@ -158,7 +158,7 @@ def _add_exchange(
     out.add_argument("--out", type=Path, required=True, help="a new folder")
     out.add_argument("--where", default="true", help="SQL over the view `kept`: which images")
     add_engine(out)
-    export = command("export", _export, "write what is kept, with captions, boxes, scores and metadata, for other programs")
+    export = command("export", _export, "write what is kept, with all that is known of it, for other programs")
     export.add_argument("--to", required=True, choices=TARGETS)
     export.add_argument("--out", type=Path, required=True, help="a new folder")
     export.add_argument("--where", default="true", help="SQL over the view `kept`: which pairs")
