@@ -8,6 +8,8 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 export NO_ALBUMENTATIONS_UPDATE = 1
 # Threads that wait in their sleep: a fifth slower on idle cores, but not ten times slower on busy ones.
 export OMP_WAIT_POLICY ?= passive
+# Every stage and hundreds of tests start processes: without compiled modules each would compile all its imports anew.
+export PYTHONDONTWRITEBYTECODE =
 READY  := .venv/.ready
 MILL   := .venv/bin/pairmill
 STAGE  = $(MILL) $@ --data "$(DATA)" --recipe "$(RECIPE)" --engine "$(ENGINE)" $(if $(WORKERS),--workers "$(WORKERS)") $(if $(ONLY),--only "$(ONLY)")

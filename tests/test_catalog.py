@@ -1,5 +1,6 @@
 """The catalog: views over the files, opened read-only, in step with the data and with nothing else."""
 
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -12,11 +13,21 @@ from pipeline.cli import main
 from pipeline.store.dataset import Dataset
 
 
+@pytest.fixture(scope="module")
+def made(web: Web, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Read-only."""
+    folder = tmp_path_factory.mktemp("catalog")
+    for stage in ("ingest", "screen"):
+        assert main([stage, "--data", str(folder), "--recipe", str(web.recipe)]) == 0
+    return folder
+
+
 @pytest.fixture
-def data(web: Web, tmp_path: Path) -> Path:
-    for stage in ("ingest", "screen", "catalog"):
-        assert main([stage, "--data", str(tmp_path), "--recipe", str(web.recipe)]) == 0
-    return tmp_path
+def data(web: Web, made: Path, tmp_path: Path) -> Path:
+    """A dataset of the test's own with a catalog."""
+    data = Path(shutil.copytree(made, tmp_path / "data"))
+    assert main(["catalog", "--data", str(data), "--recipe", str(web.recipe)]) == 0
+    return data
 
 
 def sql(data: Path, query: str) -> int:
