@@ -115,8 +115,9 @@ bench-explore: $(READY) ## how fast SQL answers on 10 M pairs and the explorer o
 detector: $(READY) ## train the small detector of clip art that the demo falls back on: an hour
 	.venv/bin/python -m pipeline.demo.detector
 
-test: $(READY) ## the tests
-	.venv/bin/python -m pytest
+test: $(READY) ## the tests, in so many processes at once: JOBS=2
+	.venv/bin/python -m pytest --numprocesses "$(JOBS)" --dist loadfile --no-loadscope-reorder
+test: JOBS ?= 2
 
 test-slow: $(READY) ## the tests that take minutes: whole demos, kills at random moments
 	.venv/bin/python -m pytest -m slow -o faulthandler_timeout=2400
