@@ -8,11 +8,11 @@ from filelock import FileLock
 
 from pipeline.errors import PairmillError
 from pipeline.job import UP_TO_DATE, Job, is_stamped, stamp
-from pipeline.store.atomic import digest, replacing
+from pipeline.store.atomic import digest, file_sha256, replacing
 from pipeline.store.dataset import Dataset
 from pipeline.store.views import create_catalog
 
-VERSION = 9
+VERSION = 10
 OLDEST_READER = "v1.4.0"
 """The DuckDB from which on a shell of the user's own can open the catalog."""
 
@@ -34,17 +34,17 @@ def refresh(dataset: Dataset) -> list[str] | None:
         [table.manifest.digest for table in dataset.data_tables()],
         [(str(path), path.stat().st_mtime_ns) for path in dataset.files_of_runs()],
     )
-    if is_stamped(dataset.catalog, key):
+    if _is_current(dataset, key):
         return None
     # Of the stages one at a time works in a dataset; but anybody may ask for the catalog at any time.
     try:
         with FileLock(dataset.catalog.with_name(".catalog.lock")):
-            return None if is_stamped(dataset.catalog, key) else _make(dataset, key)
+            return None if _is_current(dataset, key) else _make(dataset, key)
     except OSError as error:
         if error.errno not in (errno.EROFS, errno.EACCES):
             raise
         raise PairmillError(
-            f"{dataset.root}: the catalog is of other tables or another place, and cannot be written anew",
+            f"{dataset.root}: the catalog is damaged, or of other tables or another place, and cannot be written anew",
             "make the folder writable, or copy the dataset",
         ) from None
 
@@ -56,5 +56,14 @@ def _make(dataset: Dataset, key: str) -> list[str]:
         with duckdb.connect(str(path), config={"storage_compatibility_version": OLDEST_READER}) as connection:
             create_catalog(connection, Dataset(dataset.root.resolve()))
             views = connection.execute("SELECT view_name FROM duckdb_views() WHERE NOT internal ORDER BY 1").fetchall()
-    stamp(dataset.catalog, key, time.monotonic() - started)
+    stamp(dataset.catalog, _bound(dataset, key), time.monotonic() - started)
     return [name for (name,) in views]
+
+
+def _is_current(dataset: Dataset, key: str) -> bool:
+    return dataset.catalog.is_file() and is_stamped(dataset.catalog, _bound(dataset, key))
+
+
+def _bound(dataset: Dataset, key: str) -> str:
+    """The key with the file's own digest, a millisecond's work: a catalog that was damaged since has another."""
+    return digest(key, file_sha256(dataset.catalog))

@@ -65,6 +65,8 @@ class Evaluation(_Form):
 
 def read(path: Path) -> Evaluation | None:
     """None where the file is missing or no evaluation: `evaluate` makes it anew."""
+    if not path.is_file():  # a pipe would be waited for
+        return None
     try:
         return Evaluation.model_validate_json(path.read_bytes())
     except (OSError, ValueError):

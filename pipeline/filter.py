@@ -28,7 +28,7 @@ from pipeline.store.verdicts import (
 )
 from pipeline.store.views.chain import failed_downloads, places
 
-VERSION = 3
+VERSION = 4
 
 # What follows from the metadata that the download wrote, from other pairs, and from a picture's hash.
 _FACTS = {

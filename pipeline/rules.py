@@ -1,7 +1,7 @@
 """The rules by name. A rule is data: what it measures (SQL), which side of its threshold fails, and its source.
 
 `measure` is an expression over a pair's columns and its signals (`pipeline.signals`), which are measured only where a
-rule's expression names them. A NULL never fails. A recipe names the rules
+rule's expression names them. A NULL never fails, and NaN is one. A recipe names the rules
 it wants, with thresholds, in the order in which the funnel counts them; `min_` and `max_` keep a pair that is right on
 the threshold, `_above` and `_below` drop it.
 """
@@ -10,7 +10,7 @@ import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from pipeline.store.sql import literal
+from pipeline.store.sql import double, literal
 
 Side = Literal["<", "<=", ">", ">=", "in", "not in", "found", "not in top"]
 
@@ -43,7 +43,7 @@ class Rule:
         if self.fails_if in ("in", "not in"):
             return f"({self.measure}) {self.fails_if} ({', '.join(map(literal, threshold))})"
         side = "<" if self.fails_if == "not in top" else self.fails_if
-        return f"{self.value} {side} {float(threshold)!r}"
+        return f"{self.value} {side} {double(threshold)}"
 
     @property
     def condition(self) -> str:
@@ -54,8 +54,10 @@ class Rule:
 
     @property
     def value(self) -> str:
-        """SQL of the number that a verdict records."""
-        return "NULL::DOUBLE" if self.takes in ("names", "true") else f"TRY_CAST(({self.measure}) AS DOUBLE)"
+        """SQL of the number that a verdict records. NaN is as good as not measured; infinities are numbers."""
+        if self.takes in ("names", "true"):
+            return "NULL::DOUBLE"
+        return f"nullif(TRY_CAST(({self.measure}) AS DOUBLE), {double(math.nan)})"
 
     @property
     def detail(self) -> str:

@@ -26,7 +26,7 @@ from pipeline.store.table import Shard, naming_damage
 from pipeline.store.verdicts import Asked, asked_rules, check_account, described, write_shard
 from pipeline.texts.counting import Count, Histogram
 
-VERSION = 3
+VERSION = 4
 FEW = 300_000  # pairs that one process screens sooner than workers start
 BLOCK_ROWS = 1 << 18
 BLOCK_BYTES = 1 << 27

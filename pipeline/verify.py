@@ -13,6 +13,7 @@ from tqdm import tqdm
 from pipeline.errors import PairmillError
 from pipeline.job import Job
 from pipeline.store.checking import DamagedError, check_file, is_features
+from pipeline.store.dataset import Dataset
 from pipeline.store.features import FeatureStore
 from pipeline.store.table import JOURNAL, MANIFEST, Manifest, Table
 
@@ -35,7 +36,7 @@ def run(job: Job) -> str:
     """Verify the whole dataset. Raises PairmillError that lists every damaged file with its remedy."""
     faults: list[Fault] = []
     _manifest.cache_clear()
-    finished, unfinished = _found(job.dataset.root)
+    finished, unfinished = _found(job.dataset)
     if not finished and not unfinished:
         raise PairmillError(f"{job.dataset.root} holds no table", "run `make ingest` first, or name another folder")
     manifests: dict[Path, Manifest] = {}
@@ -69,11 +70,13 @@ def run(job: Job) -> str:
     return "; ".join([f"{counted}: all whole", *going_on])
 
 
-def _found(root: Path) -> tuple[list[Path], list[Path]]:
-    """The folders of finished tables, and of those under way."""
-    finished = sorted(path.parent for name in TABLES for path in (root / name).rglob(MANIFEST))
-    under_way = sorted(path.parent for name in TABLES for path in (root / name).rglob(JOURNAL))
-    return finished, [folder for folder in under_way if folder not in finished]
+def _found(dataset: Dataset) -> tuple[list[Path], list[Path]]:
+    """The folders of finished tables, and of those under way or gone that finished ones were made from."""
+    finished, under_way = (
+        {path.parent for table in TABLES for path in (dataset.root / table).rglob(name)} for name in (MANIFEST, JOURNAL)
+    )
+    lacking = {table.folder for table in dataset.gaps}
+    return sorted(finished), sorted((under_way | lacking) - finished)
 
 
 @lru_cache(maxsize=64)

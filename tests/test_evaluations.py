@@ -3,6 +3,7 @@
 import copy
 import json
 import math
+import os
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -130,6 +131,11 @@ def test_what_a_newer_version_added_is_passed_over() -> None:
 def test_what_is_absent_is_none(tmp_path: Path) -> None:
     assert read(tmp_path / "evaluation.json") is None
     assert read(tmp_path) is None
+
+
+def test_a_pipe_is_none_and_nobody_waits_for_it(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "evaluation.json")
+    assert read(tmp_path / "evaluation.json") is None
 
 
 def _evaluation(texts: list[str], right: str = "1") -> Evaluation:

@@ -1,5 +1,7 @@
 """The rules as data: their sides, their thresholds, and what the expressions over url and text catch."""
 
+import math
+import operator
 import re
 from pathlib import Path
 from typing import Any
@@ -65,6 +67,16 @@ def test_nothing_measured_never_fails_and_infinity_is_greater_than_all(rule: Rul
     infinity = float("inf")
     assert failing(rule, 3, [None], pa.float64()) == []
     assert failing(rule, 3, [infinity], pa.float64()) == ([infinity] if rule.fails_if in (">", ">=") else [])
+
+
+@pytest.mark.parametrize("rule", [*NUMERIC, RULES["top_clip_fraction"]], ids=lambda rule: rule.name)
+def test_nan_is_not_measured_and_a_threshold_may_be_any_other_float(rule: Rule) -> None:
+    compares = {"<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge, "not in top": operator.lt}
+    values = [-math.inf, -1.7e308, -0.0, 0.0, 5e-324, 0.3, 0.1 + 0.2, 1e308, math.inf]
+    for threshold in values:
+        expected = [value for value in values if compares[rule.fails_if](value, threshold)]
+        assert failing(rule, threshold, [*values, math.nan, -math.nan, None], pa.float64()) == expected
+    assert failing(rule, 3, ["nan", "-nan", "NaN"], pa.string()) == []
 
 
 def test_a_whole_number_is_compared_without_loss() -> None:

@@ -57,7 +57,7 @@ def run(job: Job) -> str:
         table, features = job.dataset.run(name), job.dataset.features(recipe.features)
         path = table.folder / EMBEDDINGS
         key = embeddings_key(job, table, kept, features)
-        if is_stamped(path, key):
+        if name in job.dataset.embeddings() and is_stamped(path, key):
             continue
         started = time.monotonic()
         store = FeatureStore(features)

@@ -13,7 +13,7 @@ from typing import Any
 
 from pipeline.explorer.margins import beyond_measure
 from pipeline.recipe import Recipe
-from pipeline.store.sql import identifier, literal
+from pipeline.store.sql import double, identifier, literal
 from pipeline.store.verdicts import Asked, asked_rules, top_cutoff
 from pipeline.store.views.thresholds import failing, looks_at_others
 
@@ -160,9 +160,9 @@ def _applied(
         if row is None:
             return None, f"unknown: {rule.measure} was not measured here"
         note = beyond_measure(rule, entry.cutoff, row["threshold"] if row["rule"] == rule.name else math.nan)
-        cutoff = f"{float(entry.cutoff)!r}::DOUBLE"
+        cutoff = double(entry.cutoff)
         if rule.takes == "fraction":
-            cutoff = top_cutoff(identifier(row["rule"]), "reached", f"{float(entry.threshold)!r}::DOUBLE")
+            cutoff = top_cutoff(identifier(row["rule"]), "reached", double(entry.threshold))
         return failing(rule, cutoff, row["rule"]), note
     takes = "sql" if hasattr(entry.threshold, "keep_if") else rule.takes
     wanted = (rule.stage, rule.name, takes, entry.setting)

@@ -71,7 +71,12 @@ SELECT key FROM (
 def spaces(
     dataset: Dataset, recipe: Recipe | None, encode: Callable[[str, str], Sequence[float]] | None
 ) -> list[Space]:
-    """The spaces that a dataset has: runs', then CLIP's, then patch extractors'. `encode`: (run, text) -> vector."""
+    """The spaces that a dataset has: runs', then CLIP's, then patch extractors'. `encode`: (run, text) -> vector.
+
+    None while it is not known which pictures are kept.
+    """
+    if not (dataset.images.exists and dataset.knows_kept):
+        return []
     found = [_of_run(run, path, encode) for run, path in dataset.embeddings().items()]
     found.append(_of_filter(dataset, recipe))
     found += [_of_extractor(dataset, name, recipe) for name in dataset.extractors()]
@@ -82,7 +87,7 @@ def without(dataset: Dataset, recipe: Recipe | None) -> list[str]:
     """What else there could be a space of, each with what to do for it."""
     there = dataset.embeddings()
     trained = recipe.train if recipe else {}
-    return [
+    return [f"{table.folder.name} is not finished: make {table.made_by}" for table in dataset.gaps] + [
         f"the run {run} has no embeddings: make embed ONLY={run}"
         for run in dataset.runs()
         if run not in there and run in trained and any((trained[run].objectives.itc, trained[run].objectives.vse))

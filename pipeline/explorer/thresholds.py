@@ -13,7 +13,6 @@ import numpy as np
 
 from pipeline.errors import PairmillError
 from pipeline.explorer.margins import Margin, margin_query
-from pipeline.store.verdicts import EVERYTHING
 from pipeline.store.views.thresholds import Setting, side
 
 if TYPE_CHECKING:
@@ -22,6 +21,8 @@ if TYPE_CHECKING:
 STOPS = 120
 """About how many places a slider has, where the values are not few whole numbers."""
 _MOST_WHOLE = 200
+_LARGEST = 1e100
+"""What is larger in size has no place of its own: places are reckoned in floating point."""
 _SKEWED = 100
 """From this ratio of the greatest to the least value on, places are spread by ratio and not by difference."""
 
@@ -38,21 +39,25 @@ def _value_stops(margin: Margin) -> np.ndarray:
 
     Whole numbers one by one where they are few. Of an outlier in a thousand at either end no notice is taken.
     """
-    now, values = margin.setting.cutoff, margin.values[np.isfinite(margin.values)]
-    if not len(values):
-        return np.array([now])
-    low, high = float(values[len(values) // 1000]), float(values[-1 - len(values) // 1000])
-    if now != EVERYTHING:
-        low, high = min(low, now), max(high, now)
-    whole = bool(np.all(values == np.floor(values))) and float(now).is_integer()
-    if whole and high - low <= _MOST_WHOLE:
-        return np.arange(low - 1, high + 2)
+    values = margin.values[np.abs(margin.values) < _LARGEST]
+    # The cutoff of a top fraction may be infinite.
+    present = [float(margin.setting.cutoff)] if math.isfinite(margin.setting.cutoff) else []
+    outliers = len(values) // 1000
+    ends = [now for now in present if abs(now) < _LARGEST]
+    ends += [float(end) for end in values[outliers : len(values) - outliers][[0, -1]]] if len(values) else []
+    if not ends:
+        return np.array(present or [0.0])
+    low, high = min(ends), max(ends)
+    whole = bool(np.all(values == np.floor(values))) and all(now.is_integer() for now in present)
+    if whole and high - low <= _MOST_WHOLE and max(-low, high) < 2**53:
+        return np.unique([*np.arange(low - 1, high + 2), *present])
     if low > 0 and high / low > _SKEWED:
         rounded = [float(f"{place:.3g}") for place in np.geomspace(low, high, STOPS)]
     else:
-        decimals = 1 - math.floor(math.log10((high - low) / STOPS)) if high > low else 6
+        step = (high - low) / STOPS
+        decimals = 1 - math.floor(math.log10(step)) if step > 0 else 6
         rounded = [round(float(place), decimals) for place in np.linspace(low, high, STOPS)]
-    return np.unique([*(np.round(rounded) if whole else rounded), *([] if now == EVERYTHING else [now])])
+    return np.unique([*(np.round(rounded) if whole else rounded), *present])
 
 
 @dataclass(frozen=True)

@@ -36,7 +36,12 @@ BEYOND = 2 << 30
 _READING = {"SELECT_NODE", "SET_OPERATION_NODE", "RECURSIVE_CTE_NODE", "CTE_NODE"}
 """What a query may be made of."""
 ONE = "one statement at a time, and only SELECT (or FROM, WITH, DESCRIBE, SUMMARIZE, SHOW) and EXPLAIN of one"
-_EXPLAIN = re.compile(r"(?:\s|--[^\n]*\n|/\*.*?\*/)*explain\b(\s+analyze\b)?", re.IGNORECASE | re.DOTALL)
+_EXPLAIN = re.compile(
+    r"""(?:\s|--[^\n]*\n|/\*.*?\*/)*explain\b
+        (?P<options>(?:\s+analyze\b)?(?:\s*\((?:\s*(?:analyze|format\s+'?\w+'?)\s*(?:,|(?=\))))+\))?)""",
+    re.IGNORECASE | re.DOTALL | re.VERBOSE,
+)
+"""EXPLAIN with options that write nothing, whatever they are put before."""
 
 
 @dataclass(frozen=True)
@@ -109,10 +114,13 @@ def checked(connection: duckdb.DuckDBPyConnection, sql: str) -> str:
         return statement.query
     if kind == duckdb.StatementType.EXPLAIN and (head := _EXPLAIN.match(sql)):
         # EXPLAIN ANALYZE runs what it explains, a COPY as well.
-        inner = connection.extract_statements(sql[head.end() :])
+        try:
+            inner = connection.extract_statements(sql[head.end() :])
+        except duckdb.ParserException:  # the whole was SQL: what stands before the question is an option
+            raise ValueError(f"refused: of the options of EXPLAIN there are ANALYZE and FORMAT here; {ONE}") from None
         is_select = len(inner) == 1 and inner[0].type == duckdb.StatementType.SELECT
         if is_select and _only_reads(connection, inner[0].query):
-            return f"EXPLAIN {'ANALYZE ' if head[1] else ''}{inner[0].query}"
+            return f"EXPLAIN {head['options']} {inner[0].query}"
     if kind == duckdb.StatementType.MULTI:
         raise ValueError(f"refused: a PIVOT names its columns here: PIVOT ... ON column IN (...); {ONE}")
     if kind == duckdb.StatementType.SELECT:

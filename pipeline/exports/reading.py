@@ -82,11 +82,12 @@ def _pictures(images: Table, shard: str) -> Pictures:
     described = next(entry for entry in images.manifest.shards if entry.name == shard)
     for file in described.files:
         path = images.folder / file.name
-        if path.suffix == ".tar" and (not path.exists() or file_sha256(path) != file.sha256):
-            raise PairmillError(
-                f"{path} is {'damaged' if path.exists() else 'missing'}",
-                f"remove it and run `make {images.made_by}` again",
-            )
+        if path.suffix != ".tar":
+            continue
+        if not path.exists():
+            raise PairmillError(f"{path} is missing", f"run `make {images.made_by}` again")
+        if file_sha256(path) != file.sha256:
+            raise PairmillError(f"{path} is damaged", f"remove it and run `make {images.made_by}` again")
     return Pictures(images)
 
 

@@ -83,9 +83,9 @@ def stage(dataset: Dataset, staging: Path, where: str) -> Plan:
 
     The pairs' columns: shard, key, sha256, split, width, height, uid, url, text, `score:<name>` for each score and
     `metadata:<name>` for each field of the metadata.
-    Raises PairmillError where `filter` has not run, the SQL is wrong, or no pair is left.
+    Raises PairmillError where a stage up to `filter` has not finished, the SQL is wrong, or no pair is left.
     """
-    dataset.filtered.manifest  # noqa: B018 - says that `filter` must run first: it says what is kept, and in which split
+    dataset.check_finished(dataset.filtered, *dataset.chain)  # `filter` says what is kept, and in which split
     with dataset.connect() as connection:
         try:
             connection.execute(f"CREATE TEMP TABLE wanted AS FROM kept WHERE {condition(where)}")

@@ -21,6 +21,8 @@ MOST_SINGLE = 48
 TAIL = 0.005
 LARGEST = 1e100
 """What is larger in size counts as no number: axes are reckoned in floating point."""
+SMALLEST = 1 / LARGEST
+"""No logarithmic axis begins below it."""
 TOWERS = 10
 """A bar is cut where it is this many times as high as the next."""
 LOG_FROM = 200.0
@@ -84,7 +86,7 @@ def histogram(
     measured = f"SELECT ({value})::DOUBLE AS v, CASE {cases} END AS g FROM {relation}"
     source = f"SELECT CASE WHEN abs(v) < {LARGEST} THEN v END AS v, g FROM ({measured}) WHERE g IS NOT NULL"
     (ends,) = connection.execute(
-        f"SELECT quantile_disc(v, [{TAIL}, {1 - TAIL}]), bool_and(v = trunc(v)), min(v) FILTER (v > 0), "
+        f"SELECT quantile_disc(v, [{TAIL}, {1 - TAIL}]), bool_and(v = trunc(v)), min(v) FILTER (v >= {SMALLEST}), "
         f"count(*) - count(v), min(v), max(v) FROM ({source})"
     ).fetchall()
     if ends[0] is None:
@@ -94,7 +96,7 @@ def histogram(
         threshold = None
     given = [threshold] if threshold is not None else []
     low, high = min([low, *given]), max([high, *given])
-    log = low >= 0 and bool(least) and high / max(low, least) >= LOG_FROM and (threshold is None or threshold > 0)
+    log = low >= 0 and bool(least) and high / max(low, least) >= LOG_FROM and min(given, default=1) >= SMALLEST
     if log:
         low = min([max(low, least), *given])
     edges = _edges(low, high, threshold, log, whole, left_closed)

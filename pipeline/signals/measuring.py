@@ -55,8 +55,10 @@ class Measured:
 def measured(job: Job, expressions: Sequence[str]) -> list[Measured]:
     """Bring the tables of every group that the SQL expressions name up to date.
 
-    Raises PairmillError where the recipe lacks what a group is measured with.
+    Raises PairmillError where a stage before `filter` has not finished, or the recipe lacks what a group is measured
+    with.
     """
+    job.dataset.check_finished(job.dataset.pairs, job.dataset.screened, job.dataset.images)
     named = {group: set(named_in(expressions, columns)) for group, columns in _COLUMNS.items()}
     listed = _listed(job, sorted(set().union(*named.values())))
     return _Measuring(job, {group for group, columns in named.items() if columns - listed}).run()

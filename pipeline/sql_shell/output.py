@@ -27,6 +27,16 @@ _BLOCK = 1 << 16
 _UNSEEN = dict.fromkeys([0x7F, *range(0x80, 0xA0), 0x2028, 0x2029, *range(0x202A, 0x202F), *range(0x2066, 0x206A)])
 """What a terminal would obey and DuckDB's tables let through: C1 controls, line ends, directions of writing."""
 _OBEYED = _UNSEEN | dict.fromkeys(number for number in range(32) if number not in b"\t\r\n")
+_WITHOUT_NAN = {
+    *("VARCHAR", "BOOLEAN", "TINYINT", "SMALLINT", "INTEGER", "BIGINT", "HUGEINT"),
+    *("UTINYINT", "USMALLINT", "UINTEGER", "UBIGINT", "UHUGEINT", "DATE", "TIME", "TIMESTAMP"),
+}
+_STANDARD = (
+    r"""replace(replace(regexp_replace(to_json(#{})::VARCHAR, '("(?:[^"\\]|\\.)*")|-?(?:nan|inf(?:inity)?)', """
+    r"""'\1' || chr(0), 'gi'), '"' || chr(0), '"'), chr(0), 'null')::JSON"""
+)
+"""Any value as standard JSON, which has no NaN and no infinity: null for them, wherever they are. Each string and each
+of them is marked by a NUL behind it, which JSON never holds, and a mark that follows no string stands for one."""
 _COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
 
 
@@ -174,12 +184,10 @@ def _write(session: Session, statement: Statement, form: Format, out: Path) -> N
 
 def _copy(relation: duckdb.DuckDBPyRelation, place: str, options: str) -> None:
     columns = "*"
-    if "json" in options and len(set(relation.columns)) == len(relation.columns):  # JSON has no NaN and no infinity
+    if "json" in options:
         columns = ", ".join(
-            f"CASE WHEN isfinite({identifier(name)}) THEN {identifier(name)} END AS {identifier(name)}"
-            if str(kind) in ("FLOAT", "DOUBLE")
-            else identifier(name)
-            for name, kind in zip(relation.columns, relation.types, strict=True)
+            (f"#{place}" if str(kind) in _WITHOUT_NAN else _STANDARD.format(place)) + f" AS {identifier(name)}"
+            for place, (name, kind) in enumerate(zip(relation.columns, relation.types, strict=True), 1)
         )
     relation.query("asked", f"COPY (SELECT {columns} FROM asked) TO {literal(place)} ({options}, USE_TMP_FILE false)")
 

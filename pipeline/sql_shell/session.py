@@ -1,6 +1,9 @@
 """One read-only connection to a catalog, whose work Ctrl-C ends at once."""
 
+import os
 import re
+import sys
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
@@ -19,7 +22,13 @@ _QUOTED = re.compile(
     r"""(?<!\$)[^\W\d][\w$]*|'(?:[^']|'')*'|"(?:[^"]|"")*"|\$(\w*)\$.*?\$\1\$|--[^\n]*(?:\n|\Z)|/\*.*?\*/""", re.DOTALL
 )
 """Names, which may hold a $, what is quoted, and comments."""
+_WRITING = {"create", "insert", "copy", "update", "delete", "merge"}
+"""The first words of statements that may hold a PIVOT and give no rows."""
 _OPEN = re.compile(r"""['"]|\$\w*\$|/\*""")
+
+
+_PATIENCE = 1.0
+"""Seconds after which a query that was interrupted and goes on is said to."""
 
 
 @dataclass(frozen=True)
@@ -54,14 +63,7 @@ class Session:
         if "\0" in sql or sql.encode("utf-8", "replace").decode() != sql:
             raise PairmillError("the query holds a NUL, or bytes that are no UTF-8", "correct the text")
         with in_duckdbs_words():
-            return [
-                Statement(
-                    _trimmed(found.query),
-                    found.expected_result_type == [duckdb.ExpectedResultType.QUERY_RESULT],
-                    found.type == duckdb.StatementType.EXPLAIN,
-                )
-                for found in self.connection.extract_statements(sql)
-            ]
+            return [_read(found) for found in self.connection.extract_statements(sql)]
 
     def relation(self, statement: Statement) -> duckdb.DuckDBPyRelation:
         """What a statement gives, not yet computed where it is a SELECT; anything else has run. Within `work` alone."""
@@ -85,10 +87,25 @@ class Session:
                 yield future
                 future.result()
             except BaseException:
-                while not future.done():  # one that comes before the query has begun is lost
-                    self.connection.interrupt()
-                    wait([future], timeout=0.05)
+                self._interrupt(future)
                 raise
+
+    def _interrupt(self, future: Future[Any]) -> None:
+        """Have the query end. DuckDB cannot end a function's one call: who does not wait for it ends the program."""
+        started, said = time.monotonic(), False
+        while not future.done():
+            try:
+                self.connection.interrupt()  # one that comes before the query has begun is lost
+                wait([future], timeout=0.05)
+                if not said and time.monotonic() - started > _PATIENCE:
+                    print(
+                        "the query is within a function that has no end yet: Ctrl-C ends this program", file=sys.stderr
+                    )
+                    said = True
+            except KeyboardInterrupt:
+                if said:
+                    print("ended, and the query with it", file=sys.stderr, flush=True)
+                    os._exit(130)  # anything gentler waits for the query's thread
 
     def rows(self, sql: str, parameters: list[Any] | None = None) -> list[tuple[Any, ...]]:
         return self.work(lambda: self.connection.execute(sql, parameters).fetchall())
@@ -103,6 +120,15 @@ def in_duckdbs_words() -> Iterator[None]:
         raise PairmillError(str(error)) from None
 
 
+def _read(found: duckdb.Statement) -> Statement:
+    gives_rows = found.expected_result_type == [duckdb.ExpectedResultType.QUERY_RESULT]
+    explains = found.type == duckdb.StatementType.EXPLAIN
+    if found.type == duckdb.StatementType.MULTI:  # a PIVOT finds its columns first: what is asked, its first word says
+        first = _bare(found.query, names=False).split(maxsplit=1)[0].lower()
+        gives_rows, explains = first not in _WRITING, first == "explain"
+    return Statement(_trimmed(found.query), gives_rows, explains)
+
+
 def is_complete(text: str) -> bool:
     """Whether the text ends with a `;` that is neither quoted nor commented out."""
     bare = _bare(text)
@@ -114,6 +140,12 @@ def _trimmed(statement: str) -> str:
     return statement[: len(_bare(statement).rstrip("; \t\r\n"))]
 
 
-def _bare(text: str) -> str:
-    """The text with blanks for its comments, and a dot for each letter of names and in quotes."""
-    return _QUOTED.sub(lambda found: (" " if found[0].startswith(("--", "/*")) else ".") * len(found[0]), text)
+def _bare(text: str, names: bool = True) -> str:
+    """The text with blanks for its comments, and a dot for each letter of names (if so asked) and in quotes."""
+
+    def blank(found: re.Match[str]) -> str:
+        if found[0].startswith(("--", "/*")):
+            return " " * len(found[0])
+        return "." * len(found[0]) if names or found[0][0] in "'\"$" else found[0]
+
+    return _QUOTED.sub(blank, text)

@@ -18,6 +18,7 @@ from pipeline.store.atomic import digest
 from pipeline.store.sql import open_duckdb
 from pipeline.store.table import FAILED_SUFFIX, Table
 from pipeline.store.views import create_views
+from pipeline.store.views.features import embedding_width
 
 EMBEDDINGS = "embeddings.parquet"
 """In a run's folder: where it puts texts and images."""
@@ -34,6 +35,27 @@ class Dataset:
         self.images = Table(self.root / "images", "download")
         self.filtered = Table(self.root / "verdicts" / "filter", "filter")
         self.catalog = self.root / "catalog.duckdb"
+
+    @property
+    def chain(self) -> list[Table]:
+        """The tables from `ingest` to `filter`, each made from those before it."""
+        return [self.pairs, self.screened, self.images, self.filtered]
+
+    @property
+    def gaps(self) -> list[Table]:
+        """Those of the chain that are not finished, but were: a finished one was made from them."""
+        last = max((place for place, table in enumerate(self.chain) if table.exists), default=0)
+        return [table for table in self.chain[:last] if not table.exists]
+
+    @property
+    def knows_kept(self) -> bool:
+        """Whether there can be a view `kept`: without the verdicts of `screen`, what it dropped would be back."""
+        return self.screened not in self.gaps
+
+    def check_finished(self, *tables: Table) -> None:
+        """Raise PairmillError that names the stage to run where one of the tables is not finished: the first."""
+        for table in tables:
+            table.manifest  # noqa: B018 - says which stage must run first
 
     def data_tables(self) -> list[Table]:
         """The finished tables that SQL's views read."""
@@ -75,8 +97,12 @@ class Dataset:
         return sorted(path.parent.name for path in self.root.glob("runs/*/manifest.json"))
 
     def embeddings(self) -> dict[str, Path]:
-        """The files of the runs whose texts and images have been embedded, by the run's name."""
-        return {path.parent.name: path for path in sorted(self.root.glob(f"runs/*/{EMBEDDINGS}"))}
+        """The files of the runs whose texts and images have been embedded, by the run's name.
+
+        A file that is cut off is none: `embed` makes it anew.
+        """
+        paths = sorted(self.root.glob(f"runs/*/{EMBEDDINGS}"))
+        return {path.parent.name: path for path in paths if embedding_width(path) is not None}
 
     def files_of_runs(self) -> list[Path]:
         """What the catalog shows of the trainings."""
@@ -84,7 +110,11 @@ class Dataset:
         return sorted(path for name in names for path in self.root.glob(f"runs/*/{name}"))
 
     def kept_digest(self, splits: Sequence[str], memory_limit: str = "4GB") -> str:
-        """A digest of the kept pairs of these splits and of their images: what a model sees of all the stages' work."""
+        """A digest of the kept pairs of these splits and of their images: what a model sees of all the stages' work.
+
+        Raises PairmillError where one of the stages up to `filter` has not finished.
+        """
+        self.check_finished(*self.chain)
         with self.connect(memory_limit) as connection:
             query = (
                 "SELECT count(*), bit_xor(md5_number(uid || key || split)) FROM kept WHERE split IN (FROM unnest(?))"
@@ -98,7 +128,9 @@ class Dataset:
         """An in-memory DuckDB with this dataset's views (`pipeline.store.views`); large work spills to disk.
 
         Without `images`, the views that read the images' metadata are left out: it may be damaged or about to go.
+        Raises PairmillError where there are no pairs, or their verdicts by `screen` are missing below later ones.
         """
+        self.check_finished(self.pairs, *([] if self.knows_kept else [self.screened]))
         connection = open_duckdb()
         try:
             # Processes that torchrun started have one each.

@@ -1,5 +1,6 @@
 """Safe pieces of SQL: values, names and files from outside are quoted here and nowhere else."""
 
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from pipeline.errors import PairmillError
 
 READING = "SET disable_parquet_prefetching = true"
 """Without it DuckDB reads, on some disks, a million bytes around each chunk of a list: features, for boxes' sake."""
+_PLACE = re.compile(r'"query_location(_length)?":\d+')
 
 
 def open_duckdb(database: Path | str = ":memory:", *, read_only: bool = False) -> duckdb.DuckDBPyConnection:
@@ -28,18 +30,36 @@ def literal(value: object) -> str:
     return "'" + str(value).replace("'", "''") + "'"
 
 
+def double(value: float) -> str:
+    """A DOUBLE, to the last bit: infinities and NaN have no literal, and DuckDB reads bare digits as decimals."""
+    return f"{literal(repr(float(value)))}::DOUBLE"
+
+
 def identifier(column: str) -> str:
     """A quoted column name."""
     return '"' + column.replace('"', '""') + '"'
 
 
 def condition(where: str) -> str:
-    """A condition from outside, in brackets. Raises PairmillError where it is not one alone, and duckdb.Error."""
+    """A condition from outside, in brackets. Raises PairmillError where it is not one alone, and duckdb.Error.
+
+    It is one expression if it means the same with and without brackets: what closes ours and opens others (`a) OR (b`)
+    is no SQL without them, and what is more than an expression (`a AS b`, `a ORDER BY b`, `a;`) is none within.
+    """
     whole = f"({where}\n)"
-    statements = duckdb.extract_statements(f"SELECT 1 WHERE {whole}")
-    if len(statements) != 1 or statements[0].type != duckdb.StatementType.SELECT or not where.strip():
+    duckdb.extract_statements(f"SELECT 1 WHERE {whole}")  # its errors name the place
+    with duckdb.connect() as connection:
+        trees = [_tree(connection, f"SELECT {text}") for text in (whole, f"{where}\n")]
+    if trees[0] is None or trees[0] != trees[1]:
         raise PairmillError(f"WHERE {where!r} is not one condition", "such as split = 'train'")
     return whole
+
+
+def _tree(connection: duckdb.DuckDBPyConnection, query: str) -> str | None:
+    """What DuckDB's parser makes of one SELECT, without the places in its text; None where it is none."""
+    ((found,),) = connection.execute("SELECT json_serialize_sql(?)", [query]).fetchall()
+    # Within a JSON string these quotes would be escaped: nothing of the query's own text is left out.
+    return None if found.startswith('{"error":true') else _PLACE.sub("", found)
 
 
 def parquet(paths: Iterable[Path | str], options: str = "") -> str:

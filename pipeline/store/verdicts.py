@@ -5,6 +5,7 @@ in `detail`. `first` marks the rule by which the pair fell: the first in the rec
 verdicts lies what was measured of every judged pair, a column for each rule, so that SQL can try another threshold.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ import duckdb
 from pipeline.errors import PairmillError
 from pipeline.rules import Rule, rule_of
 from pipeline.store.atomic import replacing
-from pipeline.store.sql import identifier, literal, number, parquet, write_parquet
+from pipeline.store.sql import double, identifier, literal, number, parquet, write_parquet
 from pipeline.store.table import Manifest, Shard
 
 VERDICTS = ".verdicts.parquet"
@@ -25,7 +26,7 @@ DOWNLOADS = ".downloads.parquet"
 """What the names of a shard's files end in; `filter` writes the last two as well."""
 
 
-EVERYTHING = -1e308
+EVERYTHING = -math.inf
 """The cutoff of a top fraction that is all of the pool: no measured value is below it."""
 
 
@@ -45,7 +46,7 @@ class Asked:
         if self.rule.takes == "names":
             return ", ".join(self.threshold)
         if self.rule.takes == "fraction":
-            return f"{self.threshold:g} (from {self.cutoff:.6g} up)"
+            return f"{self.threshold:g} ({'all' if self.cutoff == EVERYTHING else f'from {self.cutoff:.6g} up'})"
         return f"{self.threshold:,.0f}" if float(self.threshold).is_integer() else f"{self.threshold:g}"
 
 
@@ -59,7 +60,7 @@ def with_cutoffs(asked: Sequence[Asked], connection: duckdb.DuckDBPyConnection, 
     found = []
     for entry in asked:
         if entry.rule.takes == "fraction":
-            query = f"SELECT {top_cutoff(entry.rule.value, relation, repr(float(entry.threshold)))}"
+            query = f"SELECT {top_cutoff(entry.rule.value, relation, double(entry.threshold))}"
             rows: Any = connection.execute(query).fetchall()
             entry = Asked(entry.rule, entry.threshold, rows[0][0])
         found.append(entry)
@@ -69,12 +70,14 @@ def with_cutoffs(asked: Sequence[Asked], connection: duckdb.DuckDBPyConnection, 
 def top_cutoff(value: str, relation: str, fraction: str) -> str:
     """SQL of the least `value` that is in the top fraction of those that `relation` has; EVERYTHING for all of them.
 
+    `fraction` is SQL of a DOUBLE, and `value` is nowhere NaN.
+
     DataComp's: of n values in descending order, that at rank int(n * fraction); what equals it is kept.
     """
     values = f"FROM {relation} WHERE {value} IS NOT NULL"
     rank = f"(SELECT floor(count(*)::DOUBLE * {fraction})::BIGINT {values})"
     least = f"SELECT {value} AS value {values} ORDER BY value DESC LIMIT 1 OFFSET {rank}"
-    return f"coalesce(({least})::DOUBLE, {EVERYTHING!r}::DOUBLE)"
+    return f"coalesce(({least})::DOUBLE, {double(EVERYTHING)})"
 
 
 def _judging(asked: Sequence[Asked], relation: str) -> str:
@@ -156,10 +159,13 @@ def write_shard(
 
 
 def described(asked: Sequence[Asked]) -> dict[str, Any]:
-    """Rule -> threshold (a number, or null), setting (in words) and what it is about: for the view `rules`."""
+    """Rule -> threshold (a number, or null), setting (in words) and what it is about: for the view `rules`.
+
+    JSON has no infinity: a cutoff that is infinite stands as "inf" or "-inf", which `float` reads as it reads a number.
+    """
     return {
         entry.rule.name: {
-            "threshold": entry.cutoff if isinstance(entry.cutoff, float) else None,
+            "threshold": _in_json(entry.cutoff) if isinstance(entry.cutoff, float) else None,
             "setting": entry.setting,
             "condition": entry.rule.condition,
             "takes": "sql" if hasattr(entry.threshold, "keep_if") else entry.rule.takes,
@@ -167,6 +173,10 @@ def described(asked: Sequence[Asked]) -> dict[str, Any]:
         }
         for entry in asked
     }
+
+
+def _in_json(cutoff: float) -> float | str:
+    return cutoff if math.isfinite(cutoff) else str(cutoff)
 
 
 def check_account(manifest: Manifest) -> None:

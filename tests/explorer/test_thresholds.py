@@ -1,21 +1,28 @@
 """What other thresholds would keep: against a count by hand, and against the stages themselves."""
 
+import asyncio
+import math
 from collections.abc import Mapping
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from nicegui import Client, ui
 from world import FILTER, FRACTION, SCREEN, THRESHOLD, Corpus, corpora
 
 from pipeline.explorer import margins
 from pipeline.explorer.margins import Margin
+from pipeline.explorer.pages import thresholds
 from pipeline.explorer.thresholds import Histogram, fragment, histogram, stops
 from pipeline.recipe import load
+from pipeline.rules import RULES
 from pipeline.store.sql import named_rows
-from pipeline.store.views.thresholds import borders_query, settings_of, side
+from pipeline.store.views.thresholds import Setting, borders_query, settings_of, side
 
 
 def margin_of(corpus: Corpus, rule: str) -> Margin:
@@ -72,12 +79,14 @@ def test_borders_have_the_nearest_of_both_sides(corpus: Corpus, chosen: list[tup
         of_screen = rule in SCREEN
         rules = corpus.screen if of_screen else corpus.filter
         judged = dict(corpus.screened) if of_screen else {uid: corpus.filtered[uid] for uid in corpus.seen}
-        near: dict[bool, list[tuple[float, str]]] = {True: [], False: []}
+        near: dict[bool, list[tuple[Fraction, str]]] = {True: [], False: []}
         for uid, values in judged.items():
             value = values[rule]
-            if value is not None and not set(corpus.fails(rules, values, pool)) - {rule}:
+            if value is None or not math.isfinite(value):
+                continue  # not near to anything
+            if not set(corpus.fails(rules, values, pool)) - {rule}:
                 passes = not corpus.fails({rule: threshold}, values, pool)
-                near[passes].append((abs(value - threshold), uid))
+                near[passes].append((abs(Fraction(value) - Fraction(threshold)), uid))
         expected += [(place, passes, uid) for passes in (True, False) for _, uid in sorted(near[passes])[:2]]
     assert [(row["place"], row["passes"], row["uid"]) for row in rows] == expected
     for row in rows:
@@ -128,6 +137,12 @@ def test_a_skewed_measure_gets_places_by_ratio_and_few_whole_numbers_one_by_one(
     far = stops(margin("max_repetition", [0.1, 0.2, np.inf, np.nan], 0.15))
     assert 0.15 in far
     assert np.all(np.isfinite(far))
+    for huge in ([1e308, -1.7e308], [1.0, 1.7e308], [5e-324, 1e-323], [5e-324, 1.0], [1e17, 1e17], [1e99]):
+        for threshold in (0.15, 1e17, 1e308, -1.7e308, 5e-324):
+            places = stops(margin("max_repetition", sorted(huge), threshold))
+            assert threshold in places
+            assert np.all(np.isfinite(places))
+            assert np.all(np.diff(places) > 0)
 
 
 def test_what_was_chosen_reads_back_as_a_recipe(tmp_path: Path) -> None:
@@ -156,3 +171,24 @@ def test_settings_are_the_rules_that_compare_numbers() -> None:
     assert (words.rule.name, words.threshold, words.cutoff) == ("min_words", 3.0, 3.0)
     assert (top.rule.name, top.threshold, top.cutoff) == ("top_clip_fraction", 0.3, 0.2731)
     assert isinstance(histogram(margin_of(Corpus({}, {}, {"min_words": 3}, {}), "min_words")), Histogram)
+
+
+def test_a_fault_stands_where_the_slider_would(monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing(margin: Margin) -> None:
+        raise ZeroDivisionError("a fault of ours")
+
+    async def margin(*_: object) -> Margin:
+        return Margin(words, np.array([1.0]), np.zeros(2, int), np.zeros(2, int), 0, 0)
+
+    words = Setting(RULES["min_words"], 3.0, 3.0)
+    monkeypatch.setattr(thresholds, "histogram", failing)
+    monkeypatch.setattr(thresholds, "held_margin", margin)
+    monkeypatch.setattr(thresholds, "unchanged", lambda *_: None)
+    with Client(ui.page("/rules")):
+        slider = thresholds._Slider(Mock(), words, None)
+        slider.expansion = Mock(value=True)
+        with pytest.raises(ZeroDivisionError):  # the log has it as well
+            asyncio.run(slider._read())
+        (label,) = slider.body.default_slot.children
+        assert isinstance(label, ui.label)
+        assert "ZeroDivisionError('a fault of ours')" in label.text

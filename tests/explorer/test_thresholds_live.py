@@ -1,14 +1,18 @@
 """Thresholds against the stages themselves, and the page in a browser."""
 
+import math
 import shutil
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import duckdb
+import numpy as np
 import pytest
-from explored import SCRIPT, Explored
-from playwright.sync_api import Page, expect
+from explored import SCRIPT, Explored, serving
+from made_dataset import Image, jpeg, made_dataset, run_filter
+from playwright.sync_api import Browser, Page, expect
+from watching import Watched, watch
 
 from pipeline import filter, screen
 from pipeline.catalog import refresh
@@ -17,6 +21,7 @@ from pipeline.explorer import margins
 from pipeline.explorer.margins import Margin
 from pipeline.job import Job
 from pipeline.recipe import Recipe, load
+from pipeline.rules import RULES
 from pipeline.store.dataset import Dataset
 from pipeline.store.views.thresholds import RULES_QUERY, Setting, settings_of
 
@@ -93,8 +98,6 @@ def test_screen_passes_as_many_as_was_said(
 
 
 def test_what_the_counts_do_not_know_is_said() -> None:
-    from pipeline.rules import RULES
-
     rules = [{"stage": "filter", "rule": "max_copies", "takes": "number", "measure": "copy"}]
     words = Setting(RULES["min_words"], 3.0, 3.0)
     near, far = Setting(RULES["near_duplicates"], 2.0, 2.0), Setting(RULES["near_evaluation"], 4.0, 4.0)
@@ -160,6 +163,24 @@ def test_an_address_that_says_nothing_changes_nothing(page: Page, given: str) ->
     page.goto(f"/rules?{given}")
     expect(page.locator("[data-rule=min_words]")).to_contain_text("min_words")
     expect(page.get_by_text("Your thresholds")).to_be_hidden()
+
+
+def test_scores_of_any_size_have_a_slider(browser: Browser, tmp_path: Path) -> None:
+    scores = [0.5, 0.25, -0.0, None, math.nan, math.inf, -math.inf, 1e308, -1.7e308, 5e-324]
+    found = [("http://a/0", f"text {number}") for number in range(len(scores))]
+    image = Image("http://a/0", jpeg(np.zeros((32, 32, 3), np.uint8)))
+    dataset = made_dataset(tmp_path / "data", found, [[image]], clip_score=scores, nsfw=scores)
+    run_filter(dataset, {"top_clip_fraction": 1, "max_nsfw": 1e308})
+    with serving(dataset.root) as address:
+        context = browser.new_context(base_url=address)
+        opened = context.new_page()
+        seen = watch(opened, address)
+        opened.goto("/rules?top_clip_fraction=0.3&max_nsfw=5e-324")
+        expect(opened.locator("[data-rule=top_clip_fraction] .explorer-count")).to_contain_text("4 pairs kept (-5)")
+        expect(opened.locator("[data-rule=max_nsfw] .explorer-count")).to_contain_text("6 pairs kept (-3)")
+        expect(opened.get_by_text("all together: keep 2", exact=True)).to_be_visible()
+        context.close()
+    assert seen == Watched()
 
 
 def test_narrow_pages_do_not_scroll_sideways(page: Page) -> None:

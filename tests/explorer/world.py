@@ -1,5 +1,6 @@
 """A judged corpus as tables of a bare DuckDB, and told by hand: the slow reference of what rules would keep."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -39,7 +40,7 @@ class Corpus:
             return threshold
         scores = sorted((row[rule] for row in pool if row[rule] is not None), reverse=True)
         rank = int(len(scores) * threshold)
-        return scores[rank] if rank < len(scores) else -1e308
+        return scores[rank] if rank < len(scores) else -math.inf
 
     def fails(self, rules: Mapping[str, float], values: Values, pool: list[Values]) -> list[str]:
         """The rules that a pair fails, in their order."""
@@ -134,8 +135,9 @@ _CONNECTION = duckdb.connect(config={"threads": 1})
 
 SCREEN = ("min_words", "max_characters", "max_repetition")  # no two of one measure
 FILTER = ("side_above", "aspect_below", "min_alignment", "top_clip_fraction")
-FEW = st.sampled_from([0.0, 1.0, 2.0, 3.0, 2.5, 7.0, -1.0, 1e9, None])
-THRESHOLD = st.sampled_from([-2.0, 0.0, 0.5, 1.0, 2.0, 2.5, 3.0, 7.0, 8.0, 1e10])
+HUGE = (1e308, -1.7e308, 5e-324)
+FEW = st.sampled_from([0.0, -0.0, 1.0, 2.0, 3.0, 2.5, 7.0, -1.0, 1e9, None, *HUGE, math.inf, -math.inf])
+THRESHOLD = st.sampled_from([-2.0, 0.0, 0.5, 1.0, 2.0, 2.5, 3.0, 7.0, 8.0, 1e10, *HUGE])
 FRACTION = st.sampled_from([0.0, 0.1, 0.3, 0.5, 0.9, 1.0])
 
 

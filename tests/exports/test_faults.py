@@ -110,7 +110,7 @@ def test_a_tar_that_is_missing_or_another(dataset: Dataset, tmp_path: Path) -> N
     said = refused(dataset, tmp_path / "out")
     assert f"{tar} is damaged\n  -> remove it and run `make download` again" in said
     tar.unlink()
-    assert f"{tar} is missing" in refused(dataset, tmp_path / "out")
+    assert f"{tar} is missing\n  -> run `make download` again" in refused(dataset, tmp_path / "out")
 
 
 def test_features_that_are_damaged(dataset: Dataset, tmp_path: Path) -> None:

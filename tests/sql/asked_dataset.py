@@ -140,7 +140,8 @@ def _commit(
     table: Table, rows: list[ImageFeatures], columns: dict[str, Column], failed: str, identity: dict[str, object]
 ) -> None:
     described = {name: column.described for name, column in columns.items()}
-    identity = {"model": "made up", "weights_sha256": "none", "settings": {}, "columns": described, **identity}
+    identity = {"model": "made up", "trained": True, "settings": {}, "columns": described, **identity}
+    identity |= {"weights": "none", "weights_sha256": "none"}
     with table.writing("key", {"00000": "key"}) as writing:
         write_features(table.folder / "00000.parquet", rows, columns, identity)
         without = pa.table({"key": [failed], "cause": ["decode"], "detail": ["made up"]})

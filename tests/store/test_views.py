@@ -226,6 +226,14 @@ def test_would_keep_refuses_what_is_no_number(connection: duckdb.DuckDBPyConnect
         connection.execute("FROM would_keep('no_red', 1)").fetchall()
 
 
+@pytest.mark.parametrize("threshold", ["'nan'", "'nan'::DOUBLE", "'three'", "[3]"])
+def test_would_keep_refuses_a_threshold_that_is_no_number(
+    connection: duckdb.DuckDBPyConnection, threshold: str
+) -> None:
+    with pytest.raises(duckdb.Error, match="the threshold must be a number"):
+        connection.execute(f"FROM would_keep('side_above', {threshold})").fetchall()
+
+
 def test_why_tells_each_rule_and_where_the_pair_fell(connection: duckdb.DuckDBPyConnection) -> None:
     drops = dict(connection.execute("SELECT uid, rule FROM drops").fetchall())
     for (uid,) in connection.execute("SELECT uid FROM pairs").fetchall():

@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+from made_dataset import write_screened
 
 from pipeline.model_recipe import ModelRecipe
 from pipeline.store.dataset import Dataset
@@ -123,6 +124,7 @@ def make_dataset(root: Path, images: int = 150) -> Dataset:
         {},
     )
     commit(dataset.quarantine, {"only.parquet": verdicts}, {})
+    write_screened(dataset, {"only": sorted(uids)})
     addresses = [f"http://x/{number}.png" for number in range(images)]
     stored = {
         "key": [f"{number:09d}" for number in range(images)],

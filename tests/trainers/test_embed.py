@@ -119,7 +119,8 @@ def test_damaged_embeddings_stop_no_one(embedded: Dataset, tmp_path: Path) -> No
             assert connection.sql("SELECT count(*) FROM kept").fetchall()
             with pytest.raises(duckdb.Error):
                 connection.sql("SELECT count(*) FROM embeddings_hinge").fetchall()
-    path.write_bytes(whole)
+        assert embed.run(job(embedded, "embed", "dual-1", "end", "hinge")).startswith("hinge: ")
+        assert path.read_bytes() == whole
 
 
 def test_a_trained_run_is_exported_with_its_tokenizer(embedded: Dataset, tmp_path: Path) -> None:

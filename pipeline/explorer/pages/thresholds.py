@@ -164,18 +164,24 @@ class _Slider:
             unchanged(self.page.explorer, self.page.state)
             margin = await held_margin(self.page.explorer, self.setting)
             unchanged(self.page.explorer, self.page.state)
-        except PairmillError as error:
+            found = await asyncio.to_thread(stops, margin)
+            self.bars = await asyncio.to_thread(histogram, margin)
+            self.places, self.margin = [float(stop) for stop in found], margin
             self.body.clear()
             with self.body:
-                said(error)
-            return
-        found = await asyncio.to_thread(stops, margin)
-        self.bars = await asyncio.to_thread(histogram, margin)
-        self.places, self.margin = [float(stop) for stop in found], margin
+                self._build()
+            self.move(self.threshold)
+        except PairmillError as error:
+            self._say(error)
+        except Exception as error:
+            self._say(PairmillError(f"this rule cannot be shown ({error!r})", "ask would_keep() of the Query page"))
+            raise  # to the log: it is a fault of ours
+
+    def _say(self, error: PairmillError) -> None:
+        self.margin = None
         self.body.clear()
         with self.body:
-            self._build()
-        self.move(self.threshold)
+            said(error)
 
     def _build(self) -> None:
         name = self.setting.rule.name

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 import duckdb
 
 from pipeline.errors import PairmillError
-from pipeline.store.sql import literal, parquet
+from pipeline.store.sql import double, literal, parquet
 from pipeline.store.verdicts import DOWNLOADS, KEPT, MEASURED, VERDICTS
 
 if TYPE_CHECKING:
@@ -48,7 +48,8 @@ def create_chain_views(connection: duckdb.DuckDBPyConnection, dataset: "Dataset"
 
     Once `filter` has judged what the tables before it hold, it has settled what became of every pair, and `verdicts`,
     `drops` and `kept` are its files and those of `screen`. Before, and while its verdicts are about other tables than
-    there are now, the same is worked out from all tables, which takes longer.
+    there are now, the same is worked out from all tables, which takes longer. Where the verdicts of `screen` are
+    missing below later tables, nothing is said of what became of the pairs.
     """
 
     def view(name: str, query: str) -> None:
@@ -67,6 +68,9 @@ def create_chain_views(connection: duckdb.DuckDBPyConnection, dataset: "Dataset"
         split = split_of(dataset.filtered.manifest.info["split"]) if filtered else "NULL::VARCHAR"
         view("images", f"SELECT *, {split} AS split FROM {parquet(dataset.images.paths('.parquet'))}")
         view("contents", CONTENTS)
+    view("rules", _rules(connection, dataset, images))
+    if not dataset.knows_kept:
+        return
     if dataset.screened.exists and not dataset.screened.paths(MEASURED):
         raise PairmillError(f"{dataset.screened.folder} was made by an earlier version", "run `make screen` again")
     settled = images and dataset.is_settled
@@ -76,7 +80,6 @@ def create_chain_views(connection: duckdb.DuckDBPyConnection, dataset: "Dataset"
             passing = name == "filtered" and not settled
             still = " SEMI JOIN (SELECT uid FROM screened WHERE failures = 0) USING (uid)" if passing else ""
             view(name, f"FROM {parquet(table.paths(MEASURED))}{still}")
-    view("rules", _rules(connection, dataset, images))
     if settled:
         verdicts = [(dataset.screened, VERDICTS), (dataset.filtered, DOWNLOADS), (dataset.filtered, VERDICTS)]
         view("verdicts", " UNION ALL BY NAME ".join(f"FROM {parquet(table.paths(kind))}" for table, kind in verdicts))
@@ -133,7 +136,7 @@ def _rules(connection: duckdb.DuckDBPyConnection, dataset: "Dataset", images: bo
 
     def add(stage: str, rules: dict[str, dict[str, Any]], first: int) -> None:
         for position, (rule, said) in enumerate(rules.items(), first):
-            threshold = "NULL" if said["threshold"] is None else repr(float(said["threshold"]))
+            threshold = "NULL" if said["threshold"] is None else double(float(said["threshold"]))
             words = ", ".join(literal(said[name]) for name in ("setting", "takes", "measure"))
             rows.append(f"('{stage}', {literal(rule)}, {threshold}, {words}, {position})")
 

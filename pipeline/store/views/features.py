@@ -9,7 +9,7 @@ import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.store.sql import literal, parquet
+from pipeline.store.sql import double, literal, parquet
 from pipeline.store.table import FAILED_SUFFIX
 
 if TYPE_CHECKING:
@@ -28,16 +28,24 @@ def create_feature_views(connection: duckdb.DuckDBPyConnection, dataset: "Datase
             connection.execute(f"CREATE OR REPLACE VIEW unextracted AS {' UNION ALL '.join(failed)}")
     embedded = []
     for run, path in dataset.embeddings().items():
-        with suppress(pa.ArrowException, OSError, KeyError, AttributeError, duckdb.Error):
-            width = pq.read_schema(path).field("embedding").type.list_size
+        with suppress(duckdb.Error):
             # Parquet knows no lists of a fixed size, and DuckDB's functions of vectors take nothing else.
             connection.execute(
                 f"CREATE OR REPLACE VIEW {embeddings_of(run)} AS "
-                f"SELECT * REPLACE (embedding::FLOAT[{width}] AS embedding) FROM {parquet([path])}"
+                f"SELECT * REPLACE (embedding::FLOAT[{embedding_width(path)}] AS embedding) FROM {parquet([path])}"
             )
             embedded.append(f"SELECT {literal(run)} AS run, * FROM {parquet([path])}")
     if embedded:
         connection.execute(f"CREATE OR REPLACE VIEW embeddings AS {' UNION ALL BY NAME '.join(embedded)}")
+
+
+def embedding_width(path: Path) -> int | None:
+    """Of the vectors in a run's file of embeddings; None where it is cut off or holds none of a fixed width."""
+    try:
+        kind = pq.read_schema(path).field("embedding").type
+    except (pa.ArrowException, OSError, KeyError):
+        return None
+    return kind.list_size if pa.types.is_fixed_size_list(kind) else None
 
 
 def embeddings_of(run: str) -> str:
@@ -69,7 +77,7 @@ def create_region_views(connection: duckdb.DuckDBPyConnection, dataset: "Dataset
         words = [name, identity["kind"], identity.get("model") or identity.get("weights") or ""]
         dtype = identity.get("settings", {}).get("dtype", "")
         counts = [manifest.count("rows"), failed, len(manifest.shards), size]
-        numbers = [*(f"{count}::BIGINT" for count in counts), f"{float(manifest.seconds)!r}::DOUBLE"]
+        numbers = [*(f"{count}::BIGINT" for count in counts), double(manifest.seconds)]
         described.append(
             f"({', '.join(map(literal, words))}, {bool(identity.get('trained', True))}, {literal(dtype)}, "
             f"{literal(identity.get('weights_sha256') or '')}, {', '.join(numbers)})"
@@ -84,9 +92,9 @@ def create_region_views(connection: duckdb.DuckDBPyConnection, dataset: "Dataset
         )
     if regions:
         # GROUP BY lets DuckDB drop the join where no uid is asked for; HAVING, which holds of all, makes it hash this
-        # side and not the boxes, so that a LIMIT ends it. Before the download, kept pairs have no keys.
+        # side and not the boxes, so that a LIMIT ends it. While there are no images, kept pairs have no keys.
         firsts = "SELECT key, min(uid) AS uid FROM kept GROUP BY key HAVING min(uid) IS NOT NULL"
-        if not dataset.images.exists:
+        if not (dataset.images.exists and dataset.knows_kept):
             firsts = "SELECT NULL::VARCHAR AS key, NULL::VARCHAR AS uid WHERE false"
         connection.execute(
             "CREATE OR REPLACE VIEW regions AS SELECT extractor, uid, key, box, label, confidence, area "

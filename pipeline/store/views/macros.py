@@ -1,11 +1,12 @@
 """Questions that are asked again and again, as table macros of the catalog."""
 
-from typing import TYPE_CHECKING, Any
+import math
+from typing import TYPE_CHECKING
 
 import duckdb
 
 from pipeline.rules import RULES
-from pipeline.store.sql import identifier, literal
+from pipeline.store.sql import double, identifier, literal
 from pipeline.store.verdicts import top_cutoff
 from pipeline.store.views.features import embeddings_of, nearest_pictures
 from pipeline.store.views.thresholds import VIEWS, failing, looks_at_others
@@ -23,13 +24,15 @@ def create_macros(connection: duckdb.DuckDBPyConnection, dataset: "Dataset") -> 
     def macro(signature: str, query: str) -> None:
         connection.execute(f"CREATE OR REPLACE MACRO {signature} AS TABLE {query}")
 
-    macro("funnel()", "FROM funnel")
     columns = {stage: _rules_of(connection, view) for stage, view in VIEWS.items() if view in views}
-    macro("why(pair)", _why(columns))
+    if "kept" in views:
+        macro("funnel()", "FROM funnel")
+        macro("why(pair)", _why(columns))
     if columns:
         macro("would_keep(rule, threshold)", _would_keep(connection, dataset, columns))
-    if "embeddings" in views:
-        macro('"similar"(pair, k := 10, run := NULL)', _similar(dataset, _best_run(connection, dataset, views)))
+    if {"embeddings", "images", "kept"} <= views:  # while there are no images, kept pairs have no keys
+        runs = [run for run in dataset.embeddings() if embeddings_of(run) in views]
+        macro('"similar"(pair, k := 10, run := NULL)', _similar(runs, _best_run(connection, runs, views)))
     if "regions" in views:
         macro("label_cooccurrence(minimum := 0.2)", _COOCCURRENCE)
 
@@ -64,44 +67,43 @@ def _why(columns: dict[str, list[str]]) -> str:
 
 
 def _would_keep(connection: duckdb.DuckDBPyConnection, dataset: "Dataset", columns: dict[str, list[str]]) -> str:
-    cutoffs: dict[Any, Any] = {
-        (stage, rule): threshold
-        for stage, rule, threshold in connection.execute("SELECT stage, rule, threshold FROM rules").fetchall()
-    }
+    found = "SELECT stage, rule, threshold FROM rules WHERE threshold IS NOT NULL"
+    cutoffs = {(stage, rule): double(cutoff) for stage, rule, cutoff in connection.execute(found).fetchall()}
+    every = [rule for rules in columns.values() for rule in rules]
+    asked = _asked([rule for rule in every if RULES[rule].takes == "fraction"])
     branches = []
     settled = dataset.is_settled
     for stage, rules in columns.items():
         view = VIEWS[stage]
-        fails_now = {rule: failing(RULES[rule], repr(cutoffs[stage, rule])) for rule in rules}
-        fails_then = {rule: failing(RULES[rule], _cutoff(rule, view)) for rule in rules}
+        fails_now = {rule: failing(RULES[rule], cutoffs[stage, rule]) for rule in rules}
+        fails_then = {rule: failing(RULES[rule], _cutoff(rule, view, asked)) for rule in rules}
         now, then = _chosen(fails_now, "false"), _chosen(fails_then, "false")
         lone = f"failures - ({now})::INTEGER = 0"
         if stage == "filter":
             kept = f"(SELECT count(*) FROM filtered WHERE {lone} AND NOT ({then}))"
             undecided = "0::BIGINT"
-            exact = (
-                "rule <> 'near_duplicates' AND "
-                f"(rule <> 'near_evaluation' OR threshold <= {cutoffs.get((stage, 'near_evaluation'), 0)!r})"
-            )
+            radius = cutoffs.get((stage, "near_evaluation"), double(0))
+            exact = f"rule <> 'near_duplicates' AND (rule <> 'near_evaluation' OR {asked} <= {radius})"
         else:
             lost = f"(SELECT count(*) FROM screened SEMI JOIN kept USING (uid) WHERE failures = 0 AND ({then}))"
             kept = f"(SELECT count(*) FROM kept) - {lost}"
             undecided = f"(SELECT count(*) FROM screened WHERE failures > 0 AND {lone} AND NOT ({then}))"
             exact = f"{_stands_alone(dataset)} AND {undecided} = 0"
-        present = {rule: f"threshold = {cutoffs[stage, rule]!r}" for rule in rules if RULES[rule].takes == "number"}
+        present = {rule: f"{asked} = {cutoffs[stage, rule]}" for rule in rules if RULES[rule].takes == "number"}
         same = _chosen(present, "false")
         # Of pairs that `filter` has not judged since `screen` judged anew, nothing is known for sure.
         exact = f"({exact} OR {same})" if settled else "false"
-        there = f"threshold IS NOT NULL AND rule IN ({', '.join(map(literal, rules))})" if rules else "false"
+        there = f"{asked} IS NOT NULL AND rule IN ({', '.join(map(literal, rules))})" if rules else "false"
         branches.append(
-            f"SELECT rule AS rule, threshold::DOUBLE AS threshold, (SELECT count(*) FROM kept) AS now, "
+            f"SELECT rule AS rule, {asked} AS threshold, (SELECT count(*) FROM kept) AS now, "
             f"{kept} AS kept, {undecided} AS undecided, {exact} AS exact WHERE {there}"
         )
-    every = [rule for rules in columns.values() for rule in rules]
     unknown = literal(f"would_keep() takes a rule of the recipe that compares numbers: {', '.join(every)}")
+    no_number = literal("would_keep(): the threshold must be a number, and of a fraction one from 0 to 1")
+    known = f"coalesce(rule IN ({', '.join(map(literal, ['', *every]))}), false)"
     branches.append(
-        f"SELECT error({unknown}), NULL, NULL, NULL, NULL, NULL "
-        f"WHERE threshold IS NULL OR rule IS NULL OR rule NOT IN ({', '.join(map(literal, ['', *every]))})"
+        f"SELECT error(CASE WHEN {known} AND threshold IS NOT NULL THEN {no_number} ELSE {unknown} END), "
+        f"NULL, NULL, NULL, NULL, NULL WHERE {asked} IS NULL OR NOT {known}"
     )
     return " UNION ALL ".join(branches)
 
@@ -112,9 +114,16 @@ def _chosen(by_rule: dict[str, str], otherwise: str) -> str:
     return f"CASE rule {cases} ELSE {otherwise} END" if cases else otherwise
 
 
-def _cutoff(rule: str, view: str) -> str:
-    """SQL of what values are compared with at the macro's `threshold`."""
-    return top_cutoff(identifier(rule), view, "threshold") if RULES[rule].takes == "fraction" else "threshold"
+def _asked(fractions: list[str]) -> str:
+    """SQL of the macro's `threshold` as a DOUBLE; NULL where the macro's rule has no such threshold."""
+    number = "TRY_CAST(threshold AS DOUBLE)"
+    fits = f"rule NOT IN ({', '.join(map(literal, ['', *fractions]))}) OR {number} BETWEEN 0 AND 1"
+    return f"CASE WHEN {fits} THEN nullif({number}, {double(math.nan)}) END"
+
+
+def _cutoff(rule: str, view: str, asked: str) -> str:
+    """SQL of what values are compared with at the threshold that is asked about."""
+    return top_cutoff(identifier(rule), view, asked) if RULES[rule].takes == "fraction" else asked
 
 
 def _stands_alone(dataset: "Dataset") -> str:
@@ -123,9 +132,8 @@ def _stands_alone(dataset: "Dataset") -> str:
     return str(not any(looks_at_others(said["takes"], said["measure"]) for said in rules)).lower()
 
 
-def _best_run(connection: duckdb.DuckDBPyConnection, dataset: "Dataset", views: set[str]) -> str:
+def _best_run(connection: duckdb.DuckDBPyConnection, runs: list[str], views: set[str]) -> str:
     """The embedded run that finds most texts' pictures among the first ten, or the first by name."""
-    runs = list(dataset.embeddings())
     if "evaluations" in views:
         ask = (
             "SELECT run FROM evaluations WHERE metric = 't2i_r10' AND run IN (FROM unnest(?)) ORDER BY value DESC, run"
@@ -134,7 +142,7 @@ def _best_run(connection: duckdb.DuckDBPyConnection, dataset: "Dataset", views: 
     return runs[0]
 
 
-def _similar(dataset: "Dataset", best: str) -> str:
+def _similar(runs: list[str], best: str) -> str:
     of_runs = [
         f"""(SELECT other.key, array_cosine_similarity(other.embedding, mine.embedding) AS cosine
              FROM {embeddings_of(run)} AS other,
@@ -142,8 +150,12 @@ def _similar(dataset: "Dataset", best: str) -> str:
                    WHERE modality = 'image' AND key = (SELECT key FROM kept WHERE uid = pair)) AS mine
              WHERE other.modality = 'image' AND other.key <> mine.key
                    AND coalesce(run, {literal(best)}) = {literal(run)})"""
-        for run in dataset.embeddings()
+        for run in runs
     ]
+    unknown = literal(f"similar() takes a run that has embeddings: {', '.join(runs)}")
+    of_runs.append(
+        f"SELECT error({unknown}), NULL WHERE run IS NOT NULL AND run NOT IN ({', '.join(map(literal, runs))})"
+    )
     return f"""
         SELECT row_number() OVER (ORDER BY cosine DESC NULLS LAST, key) AS rank, cosine, key, uid, text
         FROM ({nearest_pictures(" UNION ALL ".join(of_runs), "k")}) ORDER BY rank"""

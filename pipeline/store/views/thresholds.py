@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline.rules import RULES, Rule
-from pipeline.store.sql import identifier
+from pipeline.store.sql import double, identifier
 
 _OF_OTHER_PAIRS = re.compile(r"\b(copy|look_alike|texts_per_image|duplicate_distance|semantic_cosine)\b")
 
@@ -41,7 +41,7 @@ class Setting:
 
     def fails_at(self, cutoff: float) -> str:
         """The same of another cutoff."""
-        return failing(self.rule, f"{float(cutoff)!r}::DOUBLE")
+        return failing(self.rule, double(cutoff))
 
 
 def settings_of(rows: Sequence[Mapping[str, Any]]) -> list[Setting]:

@@ -7,7 +7,7 @@ import duckdb
 
 from pipeline.errors import PairmillError
 from pipeline.evaluations import FILE, read
-from pipeline.store.sql import literal, parquet
+from pipeline.store.sql import double, literal, parquet
 
 if TYPE_CHECKING:
     from pipeline.store.dataset import Dataset
@@ -29,7 +29,8 @@ def create_training_views(connection: duckdb.DuckDBPyConnection, dataset: "Datas
         features = (_read(table.folder / "recipe.json") or {}).get("features")
         numbers = [info.get(key) for key in ("steps", "parameters", "loss_first", "loss_last")]
         shown = [
-            "NULL" if value is None else f"{value!r}::{_TYPES[type(value)]}" for value in [*numbers, manifest.seconds]
+            "NULL" if value is None else f"{literal(value)}::{_TYPES[type(value)]}"
+            for value in [*numbers, manifest.seconds]
         ]
         runs.append(f"({literal(name)}, {literal(features or '')}, {', '.join(shown)})")
         path = table.folder / "metrics.parquet"
@@ -39,7 +40,7 @@ def create_training_views(connection: duckdb.DuckDBPyConnection, dataset: "Datas
         for task, found in evaluation.model_dump().items() if evaluation else ():
             if isinstance(found, dict):
                 evaluations += [
-                    f"({literal(name)}, {literal(task)}, {literal(metric)}, {float(value)!r}::DOUBLE)"
+                    f"({literal(name)}, {literal(task)}, {literal(metric)}, {double(value)})"
                     for metric, value in found.items()
                 ]
     named = {
