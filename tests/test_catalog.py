@@ -1,6 +1,7 @@
 """The catalog: views over the files, opened read-only, in step with the data and with nothing else."""
 
 import shutil
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -90,3 +91,17 @@ def test_sql_answers_from_the_tables_of_now(web: Web, data: Path, capsys: pytest
     capsys.readouterr()
     assert sql(data, "SELECT threshold::INT AS t FROM rules WHERE rule = 'min_words'") == 0
     assert "2" in capsys.readouterr().out.split()
+
+
+@pytest.mark.parametrize(
+    "damage", [lambda whole: b"g" * 9000, lambda whole: b"", lambda whole: whole[:-7] + b"damaged"]
+)
+def test_a_damaged_one_is_made_anew(
+    data: Path, damage: Callable[[bytes], bytes], capsys: pytest.CaptureFixture[str]
+) -> None:
+    catalog = data / "catalog.duckdb"
+    catalog.write_bytes(damage(catalog.read_bytes()))
+    assert refresh(Dataset(data))
+    assert refresh(Dataset(data)) is None
+    assert sql(data, "SELECT count(*) > 0 AS some FROM pairs") == 0
+    assert "true" in capsys.readouterr().out

@@ -1,6 +1,7 @@
 """Questions to the catalog: what is refused, what is limited, and that users do not wait for each other."""
 
 import asyncio
+import json
 import os
 import shutil
 import subprocess
@@ -68,6 +69,10 @@ REFUSED = [
     "EXPLAIN ANALYZE COPY (SELECT 1) TO '{inside}/stolen.csv'",
     "/* a */ EXPLAIN ANALYZE /* b */ COPY (SELECT 1) TO '{inside}/stolen.csv'",
     "EXPLAIN COPY (SELECT 1) TO '{inside}/stolen.csv'",
+    "EXPLAIN (ANALYZE) COPY (SELECT 1) TO '{inside}/stolen.csv'",
+    "EXPLAIN (FORMAT json, ANALYZE) COPY (SELECT 1) TO '{inside}/stolen.csv'",
+    "EXPLAIN ANALYZE (FORMAT json) WITH a AS (COPY pairs TO '{inside}/stolen.csv') SELECT 1",
+    "EXPLAIN (ANALYZE true) SELECT 1",
     "EXPORT DATABASE '{inside}/stolen'",
     "ATTACH '{inside}/stolen.duckdb'",
     "ATTACH ':memory:' AS other",
@@ -177,6 +182,12 @@ def test_files_of_the_dataset_and_plans_can_be_read(dataset: Dataset) -> None:
     assert shown(count) == [["61"]]
     assert "Projection" in str(shown(plan))
     assert "Total Time" in str(shown(analysed))
+    formats = ("(FORMAT json)", "(ANALYZE, format 'json')", "ANALYZE (FORMAT json)", "(FORMAT json, analyze)")
+    for answer in show(dataset, *(f"EXPLAIN {options} SELECT 41 + 1" for options in formats)):
+        ((_, text),) = shown(answer)
+        assert json.loads(str(text))
+    (bracketed,) = show(dataset, "EXPLAIN (SELECT 1)")
+    assert "Projection" in str(shown(bracketed))
     assert shown(described)[0][:2] == ["uid", "VARCHAR"]
 
 

@@ -3,7 +3,9 @@
 import csv
 import io
 import json
+import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -325,3 +327,81 @@ def test_json_has_no_nan(dataset: Dataset, tmp_path: Path) -> None:
     query = "SELECT 'nan'::DOUBLE AS a, '-inf'::FLOAT AS b, 1.5::DOUBLE AS c, 'NaN' AS d"
     assert main(["sql", "--data", str(dataset.root), "--out", str(out), query]) == 0
     assert json.loads(out.read_text()) == [{"a": None, "b": None, "c": 1.5, "d": "NaN"}]
+
+
+DOUBLES = st.floats() | st.none()
+STRINGS = TEXTS | st.sampled_from(["NaN", "a:NaN,", '"NaN', "\\", '\\"inf', "-Infinity", "[NaN]"])
+
+
+def without_nan(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, list):
+        return [without_nan(item) for item in value]
+    return {name: without_nan(item) for name, item in value.items()} if isinstance(value, dict) else value
+
+
+def no_constant(name: str) -> None:
+    raise AssertionError(f"{name} is no JSON")
+
+
+@TWICE
+@given(st.lists(DOUBLES), st.dictionaries(st.sampled_from(["x", "inf", 'n"aN']), DOUBLES, min_size=1), STRINGS, DOUBLES)
+def test_json_has_no_nan_however_deep(
+    empty: Session,
+    capfdbinary: pytest.CaptureFixture[bytes],
+    numbers: list[float | None],
+    fields: dict[str, float | None],
+    text: str,
+    number: float | None,
+) -> None:
+    def double(value: float | None) -> str:
+        return "NULL::DOUBLE" if value is None else f"'{value!r}'::DOUBLE"
+
+    quoted = "array_to_string(list_transform([{}]::INT[], lambda code: chr(code)), '')".format(
+        ",".join(map(str, map(ord, text)))
+    )
+    struct = "{" + ", ".join(f"'{name}': {double(value)}" for name, value in fields.items()) + "}"
+    listed = f"[{', '.join(map(double, numbers))}]::DOUBLE[]"
+    answer(
+        empty,
+        f"SELECT {listed} AS l, {struct} AS s, [{{'deep': {listed}, 't': {quoted}}}] AS d, {quoted} AS t, "
+        f"{double(number)} AS n, {double(number)} AS n",
+        Format.JSONL,
+    )
+    found = json.loads(capfdbinary.readouterr().out, parse_constant=no_constant)
+    deep = [{"deep": numbers, "t": text}]
+    assert found == without_nan({"l": numbers, "s": fields, "d": deep, "t": text, "n": number, "n_1": number})
+
+
+def test_values_of_every_type_are_json_as_duckdb_writes_them(
+    empty: Session, capfdbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    query = (
+        "SELECT TIMESTAMP '2020-01-01 01:02:03' AS t, 'a\\xAA'::BLOB AS b, INTERVAL 1 DAY AS i, "
+        "[DATE '2020-01-01'] AS l, 1.50::DECIMAL(9, 2) AS d, 2::HUGEINT AS h, map {1: 2} AS m, "
+        "NULL::UUID AS u, '101'::BIT AS bits, "
+        "0.1::FLOAT AS f, 'a'::ENUM('a') AS e, '{\"a\": [1, \"NaN\"]}'::JSON AS j"
+    )
+    answer(empty, query, Format.JSONL)
+    (expected,) = duckdb.sql(f"SELECT to_json(r) FROM ({query}) AS r").fetchall()
+    assert json.loads(capfdbinary.readouterr().out) == json.loads(expected[0])
+
+
+PIVOT = "/* wide */ PIVOT (VALUES ('a', 1), ('b', 5)) AS t(name, n) ON name USING sum(n)"
+
+
+@pytest.mark.parametrize("form", list(Format))
+def test_a_pivot_is_one_question(empty: Session, form: Format, tmp_path: Path) -> None:
+    out = tmp_path / f"rows.{form}"
+    for sql in (PIVOT, f"FROM ({PIVOT})", f"CREATE OR REPLACE TEMP TABLE wide AS ({PIVOT}); FROM wide"):
+        answer(empty, sql, form, out)
+        if form is Format.PARQUET:
+            assert pq.read_table(out).to_pylist() == [{"a": 1, "b": 5}]
+        else:
+            assert re.findall(r"\b[0-9ab]\b", out.read_text()) in (["a", "b", "1", "5"], ["a", "1", "b", "5"])
+
+
+def test_the_plan_of_a_pivot_is_drawn(empty: Session, capsys: pytest.CaptureFixture[str]) -> None:
+    answer(empty, f"EXPLAIN {PIVOT}", Format.TABLE)
+    assert "Aggregate" in capsys.readouterr().out

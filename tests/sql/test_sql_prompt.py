@@ -246,3 +246,15 @@ def test_completion_offers_what_there_is() -> None:
     assert names.candidates("SELECT ", "k.U") == ["k.uid"]
     assert names.candidates("", ".he", [".help", ".mode"]) == [".help"]
     assert names.candidates("SELECT ", ".he", [".help"]) == []
+
+
+def test_ctrl_c_ends_the_program_where_duckdb_cannot_end_the_query(terminal: Terminal) -> None:
+    terminal.says("SELECT 1;")
+    os.write(terminal.terminal, b"SELECT levenshtein(repeat('a', 1000000), repeat('b', 1000000)) AS far;\n")
+    terminal.until("AS far;")
+    terminal.presses("C")
+    terminal.until("Ctrl-C ends this program")
+    terminal.presses("C")
+    assert terminal.ends() == 130
+    assert "ended, and the query with it" in terminal.seen
+    assert "Traceback" not in terminal.seen
