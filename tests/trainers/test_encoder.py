@@ -325,6 +325,7 @@ def test_what_is_read_is_what_it_would_be_if_all_were(shape: str, norm: str) -> 
             torch.testing.assert_close(found[name], gradient, msg=name)
 
 
+HERE = (Path(__file__).parent, Path(__file__).parents[1], Path.cwd())
 _TWO_STREAMS = """
 import torch
 from test_encoder import CROSS, OWN, encoder, streams
@@ -339,7 +340,7 @@ def test_dropout_does_not_hang_on_the_process() -> None:
     found = {
         subprocess.run(
             [sys.executable, "-c", _TWO_STREAMS],
-            env=os.environ | {"PYTHONHASHSEED": str(seed), "PYTHONPATH": f"{Path(__file__).parent}:{Path.cwd()}"},
+            env=os.environ | {"PYTHONHASHSEED": str(seed), "PYTHONPATH": os.pathsep.join(map(str, HERE))},
             capture_output=True,
             text=True,
             check=True,
