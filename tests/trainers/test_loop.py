@@ -245,6 +245,7 @@ def test_tensorboard_has_every_scalar_once(tmp_path: Path) -> None:
     recipe = made_recipe(steps=9, validations=3)
     made_training(recipe, tmp_path / "checkpoint", board=tmp_path / "board").run(6)
     os.remove(next((tmp_path / "checkpoint" / "key").glob("6.json")))  # the newest is lost: carries on at 5
+    time.sleep(1)  # TensorBoard reads its files by name: the second in which a file was begun, then a counter as text
     resumed = made_training(recipe, tmp_path / "checkpoint", board=tmp_path / "board")
     resumed.run()
     board = EventAccumulator(str(tmp_path / "board"), size_guidance={"scalars": 0})
