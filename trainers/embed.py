@@ -20,6 +20,7 @@ from pipeline.store.atomic import replacing
 from pipeline.store.dataset import EMBEDDINGS
 from pipeline.store.features import FeatureStore
 from pipeline.store.table import Table
+from pipeline.store.views.features import vector_width
 from trainers.data.batch import TextInput, VisionInput
 from trainers.data.loader import VisionReader, text_input
 from trainers.data.text import Pieces, encode
@@ -57,7 +58,7 @@ def run(job: Job) -> str:
         table, features = job.dataset.run(name), job.dataset.features(recipe.features)
         path = table.folder / EMBEDDINGS
         key = embeddings_key(job, table, kept, features)
-        if name in job.dataset.embeddings() and is_stamped(path, key):
+        if is_stamped(path, key) and vector_width(path) is not None:
             continue
         started = time.monotonic()
         store = FeatureStore(features)

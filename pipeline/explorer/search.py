@@ -9,9 +9,6 @@ from functools import lru_cache, partial
 from pathlib import Path
 from threading import Lock
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 from pipeline.clip_model import ClipModel, LoadedClip, extractors_clip, load_clip
 from pipeline.errors import PairmillError
 from pipeline.recipe import Clip, Patch, Recipe
@@ -20,7 +17,7 @@ from pipeline.signals.extracted import EMBEDDING, POOLED, tars, texts_table
 from pipeline.store.atomic import digest
 from pipeline.store.dataset import Dataset
 from pipeline.store.sql import parquet
-from pipeline.store.views.features import nearest_pictures
+from pipeline.store.views.features import nearest_pictures, vector_width
 from pipeline.weights import find
 
 Encode = Callable[[str], Sequence[float]]
@@ -95,7 +92,7 @@ def without(dataset: Dataset, recipe: Recipe | None) -> list[str]:
 
 
 def _of_run(run: str, path: Path, encode: Callable[[str, str], Sequence[float]] | None) -> Space | None:
-    width = _width(path, EMBEDDING)
+    width = vector_width(path, EMBEDDING)
     if width is None:
         return None
     source = (
@@ -108,7 +105,7 @@ def _of_filter(dataset: Dataset, recipe: Recipe | None) -> Space | None:
     table = dataset.signals("embeddings", "filter")
     if not table.exists or not (paths := table.paths(".parquet")):
         return None
-    width = _width(paths[0], EMBEDDING)
+    width = vector_width(paths[0], EMBEDDING)
     if width is None:
         return None
     files = parquet([path.resolve() for path in paths])
@@ -132,7 +129,7 @@ def _of_extractor(dataset: Dataset, name: str, recipe: Recipe | None) -> Space |
     paths = dataset.feature_files(name)
     if identity["kind"] != "patch" or POOLED not in identity["columns"] or not paths:
         return None
-    width = _width(paths[0], POOLED)
+    width = vector_width(paths[0], POOLED)
     if width is None:
         return None
     section = recipe.extract.get(name) if recipe else None
@@ -161,14 +158,6 @@ def _filters_model(section: Clip) -> Model:
 def _extractors_model(section: Patch) -> ClipModel:
     """Likewise."""
     return extractors_clip(section, find(section))
-
-
-def _width(path: Path, column: str) -> int | None:
-    """None where the file cannot be read: that is another command's to say."""
-    try:
-        return int(pq.read_schema(path).field(column).type.list_size)
-    except (pa.ArrowException, OSError, KeyError, AttributeError):
-        return None
 
 
 _loading = Lock()

@@ -18,7 +18,7 @@ from pipeline.store.atomic import digest
 from pipeline.store.sql import open_duckdb
 from pipeline.store.table import FAILED_SUFFIX, Table
 from pipeline.store.views import create_views
-from pipeline.store.views.features import embedding_width
+from pipeline.store.views.features import vector_width
 
 EMBEDDINGS = "embeddings.parquet"
 """In a run's folder: where it puts texts and images."""
@@ -102,7 +102,7 @@ class Dataset:
         A file that is cut off is none: `embed` makes it anew.
         """
         paths = sorted(self.root.glob(f"runs/*/{EMBEDDINGS}"))
-        return {path.parent.name: path for path in paths if embedding_width(path) is not None}
+        return {path.parent.name: path for path in paths if vector_width(path) is not None}
 
     def files_of_runs(self) -> list[Path]:
         """What the catalog shows of the trainings."""

@@ -136,7 +136,7 @@ def _rules(connection: duckdb.DuckDBPyConnection, dataset: "Dataset", images: bo
 
     def add(stage: str, rules: dict[str, dict[str, Any]], first: int) -> None:
         for position, (rule, said) in enumerate(rules.items(), first):
-            threshold = "NULL" if said["threshold"] is None else double(float(said["threshold"]))
+            threshold = "NULL" if said["threshold"] is None else double(said["threshold"])
             words = ", ".join(literal(said[name]) for name in ("setting", "takes", "measure"))
             rows.append(f"('{stage}', {literal(rule)}, {threshold}, {words}, {position})")
 

@@ -32,17 +32,17 @@ def create_feature_views(connection: duckdb.DuckDBPyConnection, dataset: "Datase
             # Parquet knows no lists of a fixed size, and DuckDB's functions of vectors take nothing else.
             connection.execute(
                 f"CREATE OR REPLACE VIEW {embeddings_of(run)} AS "
-                f"SELECT * REPLACE (embedding::FLOAT[{embedding_width(path)}] AS embedding) FROM {parquet([path])}"
+                f"SELECT * REPLACE (embedding::FLOAT[{vector_width(path)}] AS embedding) FROM {parquet([path])}"
             )
             embedded.append(f"SELECT {literal(run)} AS run, * FROM {parquet([path])}")
     if embedded:
         connection.execute(f"CREATE OR REPLACE VIEW embeddings AS {' UNION ALL BY NAME '.join(embedded)}")
 
 
-def embedding_width(path: Path) -> int | None:
-    """Of the vectors in a run's file of embeddings; None where it is cut off or holds none of a fixed width."""
+def vector_width(path: Path, column: str = "embedding") -> int | None:
+    """Of the vectors in a file's column; None where the file is cut off or holds none of a fixed width."""
     try:
-        kind = pq.read_schema(path).field("embedding").type
+        kind = pq.read_schema(path).field(column).type
     except (pa.ArrowException, OSError, KeyError):
         return None
     return kind.list_size if pa.types.is_fixed_size_list(kind) else None
